@@ -1,0 +1,33 @@
+"""aimnet2mult: multi-fidelity AIMNet2 potentials, from labelled data to ASE.
+
+The public names are imported on first use, so that ``import aimnet2mult`` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aimnet2mult.calculators.ase import AIMNet2MultCalculator
+    from aimnet2mult.models.files import load_potential
+    from aimnet2mult.training.compile import compile_potential
+
+__version__ = "0.1.0"
+__all__ = ["AIMNet2MultCalculator", "__version__", "compile_potential", "load_potential"]
+
+_HOMES = {
+    "AIMNet2MultCalculator": "aimnet2mult.calculators.ase",
+    "compile_potential": "aimnet2mult.training.compile",
+    "load_potential": "aimnet2mult.models.files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,61 @@
+"""Typed records that travel between the rooms of the package, with shapes and units.
+
+B: molecules in a batch; N: atoms of the largest molecule; n: real atoms of the whole batch, packed
+without padding; C: charge channels (1: closed shell, 2: alpha and beta); A: features per atom.
+Padding atoms have atomic number 0. All records survive ``torch.jit.script``.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Molecules(NamedTuple):
+    """A padded batch of molecules."""
+
+    coord: Tensor  # (B, N, 3) Å
+    numbers: Tensor  # (B, N) int64 atomic numbers, 0 = padding
+    charge: Tensor  # (B,) e
+    mult: Tensor  # (B,) spin multiplicity 2S + 1
+    fidelity: Tensor  # (B,) int64
+
+
+class AtomIndex(NamedTuple):
+    """Where the real atoms of a padded batch stand; made once per batch."""
+
+    flat: Tensor  # (n,) position of each real atom among the B * N slots
+    molecule: Tensor  # (n,) molecule of each real atom
+    shape: tuple[int, int]  # (B, N)
+
+
+class Pairs(NamedTuple):
+    """All ordered pairs (j neighbour, i centre) of each molecule; self and padding pairs are masked."""
+
+    distance: Tensor  # (B, N_j, N_i) Å, 1 where masked
+    unit: Tensor  # (B, N_j, N_i, 3) unit vector from i to j, 0 where masked
+    mask: Tensor  # (B, N_j, N_i) bool
+
+
+class AtomState(NamedTuple):
+    """What the backbone knows of each real atom after message passing."""
+
+    features: Tensor  # (n, A)
+    charges: Tensor  # (n, C) e per channel
+
+
+class Prediction(NamedTuple):
+    """What a network or potential predicts for a batch."""
+
+    energy: Tensor  # (B,) float64 eV
+    charges: Tensor  # (B, N) e, 0 on padding
+    spin_charges: Tensor  # (B, N) e, 0 on padding
+
+
+class Batch(NamedTuple):
+    """A collated training batch: inputs, labels and one mask per label and molecule."""
+
+    molecules: Molecules
+    # energy (B,) float64 eV without self-atomic energies; forces (B, N, 3) eV/Å; charges, spin_charges (B, N) e
+    labels: dict[str, Tensor]
+    masks: dict[str, Tensor]  # per label: (B,) bool, True where the molecule has it
+    names: list[str]  # (B,) "file/group/row" of each molecule, for messages
