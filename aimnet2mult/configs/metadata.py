@@ -1,0 +1,53 @@
+"""What a weights file and a compiled potential say about themselves."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+FORMAT_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of the records: immutable, unknown keys forbidden."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FidelityInfo(Record):
+    """One level of theory that a network was trained on."""
+
+    index: int
+    name: str
+    level_of_theory: str | None = None
+    elements: list[int]  # atomic numbers seen in training
+    labels: list[str]
+    labels_include_dispersion: bool = False
+
+
+class DispersionInfo(Record):
+    """Every parameter of the dispersion correction inside a compiled potential."""
+
+    method: Literal["d3bj"]
+    functional: str
+    s6: float
+    s8: float
+    s9: float
+    a1: float
+    a2: float  # Bohr, as tabulated
+    reference: str
+
+
+class PotentialMetadata(Record):
+    """Everything that a compiled potential knows of itself."""
+
+    format_version: int = FORMAT_VERSION
+    fidelity: FidelityInfo
+    all_fidelities: list[FidelityInfo]
+    sae: dict[str, float]  # eV per element symbol
+    dispersion: DispersionInfo | None
+    cutoff: float  # Å, of the network
+    num_charge_channels: int
+    model: dict[str, Any]  # the network's configuration, enough to rebuild it
+    provenance: dict[str, str]

@@ -1,0 +1,160 @@
+"""The architecture of a multi-fidelity AIMNet2 network, as written in ``model.yaml``.
+
+The ``class:``/``kwargs:`` form is kept from the AIMNet2 family of configurations. The class paths name
+what to build; they are compared with fixed strings and never imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aimnet2mult.configs.yaml_io import read_yaml, validated
+
+Width = Annotated[int, Field(ge=1, le=16384)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys forbidden."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RadialBasis(Settings):
+    """Radial basis of the atomic environment (``aev``)."""
+
+    rc_s: float = Field(5.0, gt=0.5, le=20.0, description="cutoff in Å")
+    rmin: float = Field(0.8, ge=0.0, description="centre of the first Gaussian in Å")
+    nshifts_s: Width = Field(16, description="number of Gaussians")
+
+
+class EnergyMLPSettings(Settings):
+    """Per-atom energies from the atomic features."""
+
+    hidden: tuple[Width, ...] = Field((128, 128), description="hidden widths of the perceptron")
+
+
+class ChargesSettings(Settings):
+    """Partial charges, equilibrated so that they sum to the molecular charge."""
+
+    source: Literal["readout", "backbone"] = Field(
+        "readout",
+        description="backbone: the charges of the last message pass; readout: a correction per fidelity on top",
+    )
+    hidden: tuple[Width, ...] = Field((64,), description="hidden widths of the readout")
+
+
+class CoulombSettings(Settings):
+    """Long-range Coulomb energy of the predicted charges."""
+
+    method: Literal["simple"] = "simple"
+    rc: float = Field(4.6, gt=0.0, description="below this distance (Å) the interaction is switched off smoothly")
+
+
+class NoSettings(Settings):
+    """A head without settings."""
+
+
+class EnergyMLPHead(Settings):
+    class_: Literal["aimnet2mult.models.heads.EnergyMLP"] = Field(alias="class")
+    kwargs: EnergyMLPSettings = EnergyMLPSettings()
+
+
+class ChargesHead(Settings):
+    class_: Literal["aimnet2mult.models.heads.Charges"] = Field(alias="class")
+    kwargs: ChargesSettings = ChargesSettings()
+
+
+class SpinChargesHead(Settings):
+    class_: Literal["aimnet2mult.models.heads.SpinCharges"] = Field(alias="class")
+    kwargs: NoSettings = NoSettings()
+
+
+class AtomicShiftHead(Settings):
+    class_: Literal["aimnet2mult.models.heads.AtomicShift"] = Field(alias="class")
+    kwargs: NoSettings = NoSettings()
+
+
+class AtomicSumHead(Settings):
+    class_: Literal["aimnet2mult.models.heads.AtomicSum"] = Field(alias="class")
+    kwargs: NoSettings = NoSettings()
+
+
+class CoulombHead(Settings):
+    class_: Literal["aimnet2mult.models.heads.LRCoulomb"] = Field(alias="class")
+    kwargs: CoulombSettings = CoulombSettings()
+
+
+class Outputs(Settings):
+    """Output heads. ``energy_mlp`` and ``atomic_sum`` are what makes an energy and cannot be left out."""
+
+    energy_mlp: EnergyMLPHead
+    charges: ChargesHead
+    spin_charges: SpinChargesHead | None = None
+    atomic_shift: AtomicShiftHead | None = None
+    atomic_sum: AtomicSumHead
+    lrcoulomb: CoulombHead | None = None
+
+
+class NetworkSettings(Settings):
+    """Hyper-parameters of the network; names as in the AIMNet2 configurations."""
+
+    num_fidelities: Annotated[int, Field(ge=1, le=64)]
+    num_charge_channels: Literal[1, 2] = Field(2, description="1: closed shell; 2: alpha and beta (AIMNet2-NSE)")
+    fidelity_embedding: Literal["difference", "separate"] = Field(
+        "difference",
+        description="difference: one shared row per element plus a learned difference per fidelity that starts at zero; "
+        "separate: an own row per element and fidelity",
+    )
+    use_fidelity_readouts: bool = Field(
+        default=True, description="own heads and shifts per fidelity; false: shared ones"
+    )
+    fidelity_offset: int | None = Field(
+        None,
+        description="accepted from older configurations; fidelities have a tensor of their own, so it changes nothing",
+    )
+    embedding_norm: float = Field(0.3, gt=0.0, description="norm of each element's feature vector at the start")
+    aev: RadialBasis = RadialBasis()
+    nfeature: Width = 16
+    d2features: bool = Field(True, description="one feature vector per radial shift instead of one for all")
+    ncomb_v: Width = Field(12, description="learned combinations of the vector features")
+    hidden: tuple[tuple[Width, ...], ...] = ((512, 380), (512, 380), (512, 380, 380))
+    aim_size: Width = Field(256, description="length of the final atomic feature vector")
+    outputs: Outputs
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NetworkSettings:
+        if len(self.hidden) < 2:
+            raise ValueError("hidden: at least two message passes are needed, give two or more lists of widths")
+        if self.num_charge_channels == 1 and self.outputs.spin_charges is not None:
+            raise ValueError("outputs.spin_charges needs num_charge_channels: 2")
+        return self
+
+
+class ModelConfig(Settings):
+    """A whole ``model.yaml``."""
+
+    class_: Literal["aimnet2mult.models.network.MultiFidelityNetwork"] = Field(alias="class")
+    kwargs: NetworkSettings
+
+    @property
+    def num_fidelities(self) -> int:
+        """Number of fidelities of the network."""
+        return self.kwargs.num_fidelities
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain dictionary in the form of ``model.yaml``, from which the same configuration can be validated."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def load_model_config(path: str | Path) -> ModelConfig:
+    """Read and check a ``model.yaml``.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or not YAML, or a key or value is wrong; the message names it.
+    """
+    return validated(ModelConfig, read_yaml(path), str(path))

@@ -1,0 +1,83 @@
+"""The shared part of the network: embedding, message passing, charge equilibration."""
+
+import torch
+from torch import Tensor, nn
+
+from aimnet2mult.configs.model import NetworkSettings
+from aimnet2mult.models.convolution import Convolution, EnvironmentBasis
+from aimnet2mult.models.embedding import FidelityEmbedding
+from aimnet2mult.models.perceptron import perceptron
+from aimnet2mult.physics.equilibration import channel_totals, equilibrate
+from aimnet2mult.physics.geometry import atom_index, pack, unpack
+from aimnet2mult.types import AtomIndex, AtomState, Molecules, Pairs
+
+
+class Backbone(nn.Module):
+    """AIMNet2 message passing (Anstine, Zubatyuk, Isayev, Chem. Sci. 2025, 16, 10228).
+
+    Each pass looks at the neighbours' features and (from the second on) charges, and updates both; the
+    charges are equilibrated to the molecular charge (and spin) in every pass but the last, which yields
+    the final features.
+
+    Parameters
+    ----------
+    settings
+        Sizes of the network.
+    """
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.n_channels: int = settings.num_charge_channels
+        n_shifts = settings.aev.nshifts_s
+        width = settings.nfeature * (n_shifts if settings.d2features else 1)
+        self.embedding = FidelityEmbedding(
+            settings.num_fidelities, width, settings.embedding_norm, settings.fidelity_embedding == "difference"
+        )
+        self.basis = EnvironmentBasis(settings.aev.rc_s, settings.aev.rmin, n_shifts)
+        self.convolution = Convolution(
+            settings.nfeature, self.n_channels, n_shifts, settings.ncomb_v, settings.d2features
+        )
+        per_channel = self.convolution.size_per_channel
+        n_first = width + settings.nfeature * per_channel
+        n_later = n_first + self.n_channels * (1 + per_channel)
+        n_update = width + 2 * self.n_channels
+        first, *middle, last = settings.hidden
+        self.first = perceptron(n_first, first, n_update)
+        self.middle = nn.ModuleList(perceptron(n_later, widths, n_update) for widths in middle)
+        self.last = perceptron(n_later, last, settings.aim_size)
+
+    def forward(self, molecules: Molecules, pairs: Pairs, index: AtomIndex) -> AtomState:
+        """Features (n, A) and channel charges (n, C) of the real atoms of a batch."""
+        dtype = self.convolution.mix.dtype
+        totals = channel_totals(molecules.charge.to(dtype), molecules.mult.to(dtype), self.n_channels)
+        basis = self.basis(pairs)
+        fidelity = molecules.fidelity.index_select(0, index.molecule)
+        numbers = molecules.numbers.flatten().index_select(0, index.flat)
+
+        features = self.embedding(numbers, fidelity)
+        update = self.first(self._environment(features, features[:, :0], basis, index))
+        charges = torch.zeros_like(update[:, : self.n_channels])
+        features, charges = self._advance(update, features, charges, totals, index)
+        for layer in self.middle:
+            update = layer(self._environment(features, charges, basis, index))
+            features, charges = self._advance(update, features, charges, totals, index)
+        return AtomState(self.last(self._environment(features, charges, basis, index)), charges)
+
+    def _environment(self, features: Tensor, charges: Tensor, basis: Tensor, index: AtomIndex) -> Tensor:
+        own = torch.cat([features, charges], dim=-1)
+        padded = unpack(own, index)
+        n = features.shape[1]
+        return torch.cat([own, pack(self.convolution(padded[..., :n], padded[..., n:], basis), index)], dim=-1)
+
+    def _advance(
+        self, update: Tensor, features: Tensor, charges: Tensor, totals: Tensor, index: AtomIndex
+    ) -> tuple[Tensor, Tensor]:
+        c = self.n_channels
+        charges = equilibrate(charges + update[:, :c], update[:, c : 2 * c], totals, index)
+        return features + update[:, 2 * c :], charges
+
+
+def index_and_fidelity(molecules: Molecules) -> tuple[AtomIndex, Tensor]:
+    """Atom index of a batch and the fidelity (n,) of each real atom."""
+    index = atom_index(molecules.numbers)
+    return index, molecules.fidelity.index_select(0, index.molecule)

@@ -1,0 +1,94 @@
+"""The AIMNet2 convolution: atomic features summed over neighbours into scalars and vector lengths."""
+
+import torch
+from torch import Tensor, nn
+
+from aimnet2mult.physics.radial import gaussian_centres, gaussian_exponent, radial_features
+from aimnet2mult.types import Pairs
+
+
+class EnvironmentBasis(nn.Module):
+    """Radial Gaussians times (1, unit vector) for every pair of atoms.
+
+    Parameters
+    ----------
+    cutoff, rmin
+        Å.
+    n_shifts
+        Number of Gaussians.
+    """
+
+    centres: Tensor
+
+    def __init__(self, cutoff: float, rmin: float, n_shifts: int) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.exponent = gaussian_exponent(rmin, cutoff, n_shifts)
+        self.register_buffer("centres", gaussian_centres(rmin, cutoff, n_shifts).to(torch.get_default_dtype()))
+
+    def forward(self, pairs: Pairs) -> Tensor:
+        """Pair features (B, G, N_j, N_i, 4) in the dtype of the network; zero for masked pairs."""
+        dtype = self.centres.dtype
+        radial = radial_features(pairs.distance.to(dtype), pairs.mask, self.centres, self.exponent, self.cutoff)
+        one = torch.ones_like(pairs.distance).unsqueeze(-1)
+        direction = torch.cat([one, pairs.unit], dim=-1).to(dtype)
+        return radial.unsqueeze(-1) * direction.unsqueeze(1)
+
+
+class Convolution(nn.Module):
+    """Neighbour sums of features and charges (Chem. Sci. 2025, 16, 10228, "convolution of embedding and AEV").
+
+    For channel a and Gaussian g of atom i: S_ag = sum_j x_jag G_g(r_ij), a scalar, and the vector
+    V_ag = sum_j x_jag G_g(r_ij) u_ij. Rotation-invariant features are S and |sum_g c_agh V_ag|^2.
+    Charges are further channels whose x does not depend on g, so one matrix product serves both.
+
+    Parameters
+    ----------
+    n_channels, n_charges
+        Numbers of feature channels and of charge channels.
+    n_shifts, n_combinations
+        Numbers of Gaussians g and of learned combinations h.
+    per_shift
+        Whether the features of the neighbours depend on g too (``d2features``).
+    """
+
+    def __init__(self, n_channels: int, n_charges: int, n_shifts: int, n_combinations: int, per_shift: bool) -> None:
+        super().__init__()
+        self.per_shift = per_shift
+        self.n_channels = n_channels
+        self.n_shifts = n_shifts
+        self.size_per_channel = n_shifts + n_combinations
+        # orthonormal columns keep the lengths of the vectors at the start
+        columns = [nn.init.orthogonal_(torch.empty(n_shifts, n_combinations)) for _ in range(n_channels + n_charges)]
+        self.mix = nn.Parameter(torch.stack(columns))
+
+    def forward(self, features: Tensor, charges: Tensor, basis: Tensor) -> Tensor:
+        """Environment features of every centre atom.
+
+        Parameters
+        ----------
+        features
+            (B, N_j, n_channels * n_shifts) if `per_shift`, else (B, N_j, n_channels); 0 on padding.
+        charges
+            (B, N_j, n_charges), or (B, N_j, 0) to leave the charges out; 0 on padding.
+        basis
+            (B, n_shifts, N_j, N_i, 4).
+
+        Returns
+        -------
+        Tensor
+            (B, N_i, channels * size_per_channel).
+        """
+        if self.per_shift:
+            values = features.unflatten(-1, (self.n_channels, self.n_shifts))
+        else:
+            values = features.unsqueeze(-1).expand(-1, -1, -1, self.n_shifts)
+        if charges.shape[2] > 0:
+            values = torch.cat([values, charges.unsqueeze(-1).expand(-1, -1, -1, self.n_shifts)], dim=2)
+        b, n_i, n = basis.shape[0], basis.shape[3], values.shape[2]
+        sums = torch.matmul(values.permute(0, 3, 2, 1), basis.flatten(-2, -1)).unflatten(-1, (n_i, 4))
+        scalars = sums[..., 0].permute(0, 3, 2, 1).reshape(b, n_i, -1)
+        vectors = sums[..., 1:].permute(2, 0, 3, 4, 1).reshape(n, b * n_i * 3, self.n_shifts)
+        combined = torch.bmm(vectors, self.mix[:n]).view(n, b, n_i, 3, -1)
+        lengths = combined.square().sum(3).permute(1, 2, 0, 3).reshape(b, n_i, -1)
+        return torch.cat([scalars, lengths], dim=-1)

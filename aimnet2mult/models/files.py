@@ -1,0 +1,238 @@
+"""Weights files (.pt) and compiled potentials (.jpt); the one module that says torch.jit.
+
+Nothing in a file is executed while it is looked at: weights load with ``weights_only=True``, and the
+metadata of a compiled potential is read from its archive and checked before the program is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from aimnet2mult.configs.metadata import FORMAT_VERSION, FidelityInfo, PotentialMetadata
+from aimnet2mult.configs.model import ModelConfig
+from aimnet2mult.configs.yaml_io import validated
+from aimnet2mult.errors import ModelFileError
+from aimnet2mult.files import atomic_path
+from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.models.potential import Potential
+
+METADATA_NAME = "metadata.json"
+WEIGHTS_KIND = "aimnet2mult weights"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Content of a weights file: everything that is needed to rebuild the multi-fidelity network."""
+
+    config: ModelConfig
+    state: dict[str, Tensor]
+    fidelities: list[FidelityInfo]
+    provenance: dict[str, str]
+
+    def build(self) -> MultiFidelityNetwork:
+        """The network with these weights.
+
+        Raises
+        ------
+        ModelFileError
+            The weights do not fit the configuration.
+        """
+        return fill_network(MultiFidelityNetwork(self.config), self.state)
+
+
+@dataclass(frozen=True)
+class LoadedPotential:
+    """A compiled potential and what it says of itself."""
+
+    module: torch.jit.ScriptModule
+    metadata: PotentialMetadata
+    path: Path
+
+
+def fill_network(network: MultiFidelityNetwork, state: Mapping[str, Tensor]) -> MultiFidelityNetwork:
+    """Load `state` into `network`, strictly.
+
+    Raises
+    ------
+    ModelFileError
+        A weight is missing, left over or has another shape; the message names the first ones.
+    """
+    try:
+        network.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        detail = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ModelFileError(f"the weights do not fit the model configuration: {detail}") from None
+    return network
+
+
+def save_weights(
+    path: str | Path,
+    network: MultiFidelityNetwork,
+    fidelities: Sequence[FidelityInfo],
+    provenance: Mapping[str, str],
+) -> None:
+    """Write the weights of a multi-fidelity network with all that is needed to rebuild it, atomically."""
+    content = {
+        "kind": WEIGHTS_KIND,
+        "format_version": FORMAT_VERSION,
+        "model": json.dumps(network.config.to_dict()),
+        "fidelities": json.dumps([info.model_dump() for info in fidelities]),
+        "provenance": dict(provenance),
+        "weights": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Read a weights file.
+
+    Raises
+    ------
+    ModelFileError
+        The file is missing, damaged, or not a weights file of this package.
+    """
+    path = _existing(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged archive; all mean the same here
+        raise ModelFileError(f"{path}: cannot be read as weights ({_first_line(error)})") from None
+    if not isinstance(content, dict) or content.get("kind") != WEIGHTS_KIND:
+        raise ModelFileError(f"{path}: not a weights file written by aimnet2mult; give the model.pt of a training run")
+    _check_version(path, content.get("format_version"))
+    return Weights(
+        config=validated(ModelConfig, json.loads(content["model"]), str(path)),
+        state=content["weights"],
+        fidelities=[FidelityInfo.model_validate(entry) for entry in json.loads(content["fidelities"])],
+        provenance=content["provenance"],
+    )
+
+
+def script_potential(potential: Potential) -> torch.jit.ScriptModule:
+    """Compile a potential to TorchScript."""
+    with warnings.catch_warnings():
+        # torch.jit is deprecated but is the file format that users ask for
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
+        return torch.jit.script(potential.eval())
+
+
+def save_potential(path: str | Path, module: torch.jit.ScriptModule, metadata: PotentialMetadata) -> None:
+    """Write a compiled potential with its metadata inside, atomically."""
+    with atomic_path(path) as temporary:
+        write_potential(temporary, module, metadata)
+
+
+def write_potential(path: Path, module: torch.jit.ScriptModule, metadata: PotentialMetadata) -> None:
+    """Write a compiled potential straight to `path` (for callers that rename it themselves)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
+        torch.jit.save(module, str(path), _extra_files={METADATA_NAME: metadata.model_dump_json()})
+
+
+def read_metadata(path: str | Path) -> PotentialMetadata:
+    """Read the metadata of a compiled potential without loading its program.
+
+    Raises
+    ------
+    ModelFileError
+        The file is missing, damaged, or not a potential compiled by this package.
+    """
+    path = _existing(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise ModelFileError(f"{path}: damaged ({damaged} fails its checksum); compile or copy it again")
+            names = [n for n in archive.namelist() if n.endswith(f"/extra/{METADATA_NAME}")]
+            if len(names) != 1:
+                raise ModelFileError(f"{path}: not a potential compiled by aimnet2mult (no metadata inside)")
+            values: dict[str, Any] = json.loads(archive.read(names[0]))
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        raise ModelFileError(f"{path}: cannot be read as a compiled potential ({_first_line(error)})") from None
+    _check_version(path, values.get("format_version") if isinstance(values, dict) else None)
+    try:
+        return PotentialMetadata.model_validate(values)
+    except ValidationError as error:
+        raise ModelFileError(f"{path}: the metadata inside is malformed ({error.error_count()} errors)") from None
+
+
+def load_potential(path: str | Path, device: str | torch.device = "cpu") -> LoadedPotential:
+    """Load a compiled potential.
+
+    Parameters
+    ----------
+    path
+        A ``.jpt`` file written by ``aimnet2mult.training.compile``.
+    device
+        Where its tensors go.
+
+    Raises
+    ------
+    ModelFileError
+        The file is missing, damaged, not ours, or its program disagrees with its metadata.
+    """
+    metadata = read_metadata(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
+            module = torch.jit.load(str(path), map_location=device)
+    except Exception as error:  # the TorchScript reader raises many kinds for a damaged program
+        raise ModelFileError(f"{path}: the program inside cannot be loaded ({_first_line(error)})") from None
+    network = _network_of(metadata)
+    expected = {f"network.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {n: tuple(v.shape) for n, v in module.state_dict().items() if n.startswith("network.")}
+    if expected != found:
+        raise ModelFileError(f"{path}: the program disagrees with its metadata; compile it again")
+    return LoadedPotential(module.eval(), metadata, Path(path))
+
+
+def load_network(path: str | Path) -> MultiFidelityNetwork:
+    """Rebuild the eager network of a compiled potential, without self-atomic energies and dispersion.
+
+    Raises
+    ------
+    ModelFileError
+        As for `load_potential`.
+    """
+    loaded = load_potential(path)
+    prefix = "network."
+    state = {n.removeprefix(prefix): v for n, v in loaded.module.state_dict().items() if n.startswith(prefix)}
+    return fill_network(_network_of(loaded.metadata), state).eval()
+
+
+def _network_of(metadata: PotentialMetadata) -> MultiFidelityNetwork:
+    with torch.random.fork_rng(devices=[]):  # the random start is overwritten; the caller's generator stays as it is
+        return MultiFidelityNetwork(validated(ModelConfig, metadata.model, "metadata.model"))
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder; give a file in it")
+    if not path.is_file():
+        raise ModelFileError(f"{path} does not exist")
+    return path
+
+
+def _check_version(path: Path, version: object) -> None:
+    if not isinstance(version, int) or version < 1:
+        raise ModelFileError(f"{path}: no format version inside; it was not written by aimnet2mult")
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path}: format version {version} is newer than this package knows ({FORMAT_VERSION}); update aimnet2mult"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
