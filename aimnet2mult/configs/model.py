@@ -105,11 +105,14 @@ class NetworkSettings(Settings):
     num_charge_channels: Literal[1, 2] = Field(2, description="1: closed shell; 2: alpha and beta (AIMNet2-NSE)")
     fidelity_embedding: Literal["difference", "separate"] = Field(
         "difference",
-        description="difference: one shared row per element plus a learned difference per fidelity that starts at zero; "
+        description="difference: one shared row per element plus a difference per fidelity that starts at zero; "
         "separate: an own row per element and fidelity",
     )
-    use_fidelity_readouts: bool = Field(
-        default=True, description="own heads and shifts per fidelity; false: shared ones"
+    use_fidelity_readouts: bool = Field(default=True, description="own heads and shifts per fidelity, or shared ones")
+    fidelity_readouts: Literal["separate", "difference"] = Field(
+        "separate",
+        description="separate: own weights in the heads of each fidelity; difference: shared weights plus a learned "
+        "difference per fidelity that starts at zero, for fidelities with few labels",
     )
     fidelity_offset: int | None = Field(
         None,

@@ -45,8 +45,7 @@ class FidelityEmbedding(nn.Module):
             features = features + self.shared.index_select(0, numbers)
         return features
 
-    @torch.no_grad()
-    def table(self, fidelity: int) -> Tensor:
-        """Complete table (119, F) of one fidelity."""
-        own = self.own[fidelity]
-        return (own if self.shared is None else own + self.shared).detach().clone()
+    def at_fidelity(self, fidelity: int) -> dict[str, Tensor]:
+        """State of the table that holds one fidelity alone."""
+        own = self.own.detach()[fidelity : fidelity + 1]
+        return {"own": own.clone() if self.shared is None else own + self.shared.detach()}

@@ -15,9 +15,9 @@ from aimnet2mult.types import AtomIndex, AtomState, Molecules, Pairs
 class EnergyMLP(nn.Module):
     """Atomic energies from atomic features."""
 
-    def __init__(self, n_readouts: int, n_features: int, settings: EnergyMLPSettings) -> None:
+    def __init__(self, n_readouts: int, n_features: int, difference: bool, settings: EnergyMLPSettings) -> None:
         super().__init__()
-        self.mlp = FidelityPerceptron(n_readouts, n_features, settings.hidden, 1)
+        self.mlp = FidelityPerceptron(n_readouts, n_features, settings.hidden, 1, difference)
 
     def forward(self, features: Tensor, readout: Tensor) -> Tensor:
         """(n, A) features of atoms that use `readout` (n,) -> (n,) eV."""
@@ -34,6 +34,10 @@ class AtomicShift(nn.Module):
     def forward(self, numbers: Tensor, readout: Tensor) -> Tensor:
         """(n,) atomic numbers -> (n,) eV."""
         return self.shift.flatten().index_select(0, readout * self.shift.shape[1] + numbers)
+
+    def at_fidelity(self, readout: int) -> dict[str, Tensor]:
+        """State of the shifts of one fidelity alone."""
+        return {"shift": self.shift.detach()[readout : readout + 1].clone()}
 
 
 class AtomicSum(nn.Module):
@@ -52,12 +56,15 @@ class Charges(nn.Module):
     corrected ones are equilibrated again.
     """
 
-    def __init__(self, n_readouts: int, n_features: int, n_channels: int, settings: ChargesSettings) -> None:
+    def __init__(
+        self, n_readouts: int, n_features: int, n_channels: int, difference: bool, settings: ChargesSettings
+    ) -> None:
         super().__init__()
         self.n_channels = n_channels
         self.readouts = nn.ModuleList()
         if settings.source == "readout":
-            self.readouts.append(FidelityPerceptron(n_readouts, n_features, settings.hidden, 2 * n_channels))
+            mlp = FidelityPerceptron(n_readouts, n_features, settings.hidden, 2 * n_channels, difference)
+            self.readouts.append(mlp)
 
     def forward(self, state: AtomState, molecules: Molecules, index: AtomIndex, readout: Tensor) -> Tensor:
         """(n, C) e."""

@@ -1,12 +1,14 @@
 """The multi-fidelity network: one backbone, per-fidelity embeddings, shifts and heads."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.errors import ConfigError
 from aimnet2mult.models.backbone import Backbone, index_and_fidelity
+from aimnet2mult.models.embedding import FidelityEmbedding
 from aimnet2mult.models.heads import AtomicShift, AtomicSum, Charges, EnergyMLP, LRCoulomb, SpinCharges
+from aimnet2mult.models.perceptron import FidelityLinear
 from aimnet2mult.physics.geometry import all_pairs, unpack
 from aimnet2mult.types import Molecules, Prediction
 
@@ -27,9 +29,11 @@ class MultiFidelityNetwork(nn.Module):
         self.config = config
         self.separate_readouts: bool = settings.use_fidelity_readouts
         n_readouts = settings.num_fidelities if settings.use_fidelity_readouts else 1
+        sizes = (n_readouts, settings.aim_size)
+        difference = settings.fidelity_readouts == "difference"
         self.backbone = Backbone(settings)
-        self.energy_mlp = EnergyMLP(n_readouts, settings.aim_size, outputs.energy_mlp.kwargs)
-        self.charges = Charges(n_readouts, settings.aim_size, settings.num_charge_channels, outputs.charges.kwargs)
+        self.energy_mlp = EnergyMLP(*sizes, difference, outputs.energy_mlp.kwargs)
+        self.charges = Charges(*sizes, settings.num_charge_channels, difference, outputs.charges.kwargs)
         self.spin_charges = SpinCharges()
         self.atomic_sum = AtomicSum()
         # optional heads stand in lists: TorchScript unrolls a list of none or one without a branch
@@ -66,16 +70,20 @@ class MultiFidelityNetwork(nn.Module):
         if not 0 <= fidelity < n:
             raise ConfigError(f"fidelity {fidelity} does not exist: this network has {n} (0 to {n - 1})")
         settings = self.config.kwargs.model_copy(
-            update={"num_fidelities": 1, "fidelity_embedding": "separate", "use_fidelity_readouts": True}
+            update={
+                "num_fidelities": 1,
+                "fidelity_embedding": "separate",
+                "fidelity_readouts": "separate",
+                "use_fidelity_readouts": True,
+            }
         )
         single = MultiFidelityNetwork(self.config.model_copy(update={"kwargs": settings}))
         single.to(next(self.parameters()).dtype)
-        state: dict[str, Tensor] = {}
-        for name, value in self.state_dict().items():
-            if name.startswith("backbone.embedding."):
-                continue
-            stacked = name.startswith(("energy_mlp.", "charges.", "atomic_shift."))
-            state[name] = value[fidelity if self.separate_readouts else 0].unsqueeze(0) if stacked else value
-        state["backbone.embedding.own"] = self.backbone.embedding.table(fidelity).unsqueeze(0)
+        state = self.state_dict()
+        for name, module in self.named_modules():
+            if isinstance(module, FidelityEmbedding | FidelityLinear | AtomicShift):
+                shared = not (self.separate_readouts or isinstance(module, FidelityEmbedding))
+                state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+                state |= {f"{name}.{key}": v for key, v in module.at_fidelity(0 if shared else fidelity).items()}
         single.load_state_dict(state, strict=True)
         return single.train(self.training)

@@ -23,19 +23,45 @@ class FidelityLinear(nn.Module):
 
     Stacking keeps every parameter in every graph: a fidelity that a batch lacks gets a gradient of
     exactly zero, and distributed training sees no unused parameters.
+
+    Parameters
+    ----------
+    n_fidelities, n_in, n_out
+        Sizes.
+    difference
+        True: weights shared by all fidelities plus a difference per fidelity that starts at zero.
+        False: weights of each fidelity by itself.
     """
 
-    def __init__(self, n_fidelities: int, n_in: int, n_out: int) -> None:
+    def __init__(self, n_fidelities: int, n_in: int, n_out: int, difference: bool) -> None:
         super().__init__()
         bound = 1.0 / math.sqrt(n_in)
-        weight = torch.empty(n_in, n_out).uniform_(-bound, bound)
-        bias = torch.empty(1, n_out).uniform_(-bound, bound)
-        self.weight = nn.Parameter(weight.expand(n_fidelities, n_in, n_out).clone())
-        self.bias = nn.Parameter(bias.expand(n_fidelities, 1, n_out).clone())
+        weight = torch.empty(1, n_in, n_out).uniform_(-bound, bound)
+        bias = torch.empty(1, 1, n_out).uniform_(-bound, bound)
+        if difference:
+            self.shared_weight = nn.Parameter(weight)
+            self.shared_bias = nn.Parameter(bias)
+            weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        else:
+            self.register_parameter("shared_weight", None)
+            self.register_parameter("shared_bias", None)
+        self.weight = nn.Parameter(weight.repeat(n_fidelities, 1, 1))
+        self.bias = nn.Parameter(bias.repeat(n_fidelities, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n_fidelities, n, n_in) -> (n_fidelities, n, n_out)."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if self.shared_weight is not None and self.shared_bias is not None:
+            weight, bias = weight + self.shared_weight, bias + self.shared_bias
+        return torch.baddbmm(bias, x, weight)
+
+    def at_fidelity(self, fidelity: int) -> dict[str, Tensor]:
+        """State of the layer that holds one fidelity alone."""
+        weight, bias = self.weight.detach()[fidelity : fidelity + 1], self.bias.detach()[fidelity : fidelity + 1]
+        if self.shared_weight is not None and self.shared_bias is not None:
+            weight, bias = weight + self.shared_weight.detach(), bias + self.shared_bias.detach()
+        return {"weight": weight.clone(), "bias": bias.clone()}
 
 
 class FidelityPerceptron(nn.Module):
@@ -47,13 +73,15 @@ class FidelityPerceptron(nn.Module):
         1 gives a perceptron that all fidelities share.
     n_in, hidden, n_out
         Widths.
+    difference
+        See `FidelityLinear`.
     """
 
-    def __init__(self, n_fidelities: int, n_in: int, hidden: Sequence[int], n_out: int) -> None:
+    def __init__(self, n_fidelities: int, n_in: int, hidden: Sequence[int], n_out: int, difference: bool) -> None:
         super().__init__()
         widths = [n_in, *hidden, n_out]
         self.n_fidelities = n_fidelities
-        self.layers = nn.ModuleList(FidelityLinear(n_fidelities, a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(FidelityLinear(n_fidelities, a, b, difference) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor, fidelity: Tensor) -> Tensor:
         """Packed features (n, n_in) of atoms at `fidelity` (n,) -> (n, n_out)."""
