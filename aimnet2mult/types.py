@@ -40,15 +40,15 @@ class AtomState(NamedTuple):
     """What the backbone knows of each real atom after message passing."""
 
     features: Tensor  # (n, A)
-    charges: Tensor  # (n, C) e per channel
+    charges: Tensor  # (n, C) float64 e per channel
 
 
 class Prediction(NamedTuple):
     """What a network or potential predicts for a batch."""
 
     energy: Tensor  # (B,) float64 eV
-    charges: Tensor  # (B, N) e, 0 on padding
-    spin_charges: Tensor  # (B, N) e, 0 on padding
+    charges: Tensor  # (B, N) float64 e, 0 on padding
+    spin_charges: Tensor  # (B, N) float64 e, 0 on padding
 
 
 class Batch(NamedTuple):

@@ -51,3 +51,4 @@ class PotentialMetadata(Record):
     num_charge_channels: int
     model: dict[str, Any]  # the network's configuration, enough to rebuild it
     provenance: dict[str, str]
+    weights_sha256: str = ""  # of all tensors of the program; set when the file is written

@@ -47,16 +47,15 @@ class Backbone(nn.Module):
         self.last = perceptron(n_later, last, settings.aim_size)
 
     def forward(self, molecules: Molecules, pairs: Pairs, index: AtomIndex) -> AtomState:
-        """Features (n, A) and channel charges (n, C) of the real atoms of a batch."""
-        dtype = self.convolution.mix.dtype
-        totals = channel_totals(molecules.charge.to(dtype), molecules.mult.to(dtype), self.n_channels)
+        """Features (n, A) and channel charges (n, C), float64, of the real atoms of a batch."""
+        totals = channel_totals(molecules.charge, molecules.mult, self.n_channels)
         basis = self.basis(pairs)
         fidelity = molecules.fidelity.index_select(0, index.molecule)
         numbers = molecules.numbers.flatten().index_select(0, index.flat)
 
         features = self.embedding(numbers, fidelity)
         update = self.first(self._environment(features, features[:, :0], basis, index))
-        charges = torch.zeros_like(update[:, : self.n_channels])
+        charges = torch.zeros_like(update[:, : self.n_channels], dtype=torch.float64)
         features, charges = self._advance(update, features, charges, totals, index)
         for layer in self.middle:
             update = layer(self._environment(features, charges, basis, index))
@@ -64,7 +63,7 @@ class Backbone(nn.Module):
         return AtomState(self.last(self._environment(features, charges, basis, index)), charges)
 
     def _environment(self, features: Tensor, charges: Tensor, basis: Tensor, index: AtomIndex) -> Tensor:
-        own = torch.cat([features, charges], dim=-1)
+        own = torch.cat([features, charges.to(features.dtype)], dim=-1)
         padded = unpack(own, index)
         n = features.shape[1]
         return torch.cat([own, pack(self.convolution(padded[..., :n], padded[..., n:], basis), index)], dim=-1)

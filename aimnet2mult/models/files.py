@@ -6,6 +6,7 @@ metadata of a compiled potential is read from its archive and checked before the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 import zipfile
@@ -136,7 +137,8 @@ def write_potential(path: Path, module: torch.jit.ScriptModule, metadata: Potent
     """Write a compiled potential straight to `path` (for callers that rename it themselves)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
-        torch.jit.save(module, str(path), _extra_files={METADATA_NAME: metadata.model_dump_json()})
+        complete = metadata.model_copy(update={"weights_sha256": state_digest(module.state_dict())})
+        torch.jit.save(module, str(path), _extra_files={METADATA_NAME: complete.model_dump_json()})
 
 
 def read_metadata(path: str | Path) -> PotentialMetadata:
@@ -188,10 +190,7 @@ def load_potential(path: str | Path, device: str | torch.device = "cpu") -> Load
             module = torch.jit.load(str(path), map_location=device)
     except Exception as error:  # the TorchScript reader raises many kinds for a damaged program
         raise ModelFileError(f"{path}: the program inside cannot be loaded ({_first_line(error)})") from None
-    network = _network_of(metadata)
-    expected = {f"network.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {n: tuple(v.shape) for n, v in module.state_dict().items() if n.startswith("network.")}
-    if expected != found:
+    if state_digest(module.state_dict()) != metadata.weights_sha256:
         raise ModelFileError(f"{path}: the program disagrees with its metadata; compile it again")
     return LoadedPotential(module.eval(), metadata, Path(path))
 
@@ -207,12 +206,20 @@ def load_network(path: str | Path) -> MultiFidelityNetwork:
     loaded = load_potential(path)
     prefix = "network."
     state = {n.removeprefix(prefix): v for n, v in loaded.module.state_dict().items() if n.startswith(prefix)}
-    return fill_network(_network_of(loaded.metadata), state).eval()
-
-
-def _network_of(metadata: PotentialMetadata) -> MultiFidelityNetwork:
+    config = validated(ModelConfig, loaded.metadata.model, "metadata.model")
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten; the caller's generator stays as it is
-        return MultiFidelityNetwork(validated(ModelConfig, metadata.model, "metadata.model"))
+        network = MultiFidelityNetwork(config)
+    return fill_network(network, state).eval()
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values of all tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        values = value.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 def _existing(path: str | Path) -> Path:

@@ -67,11 +67,11 @@ class Charges(nn.Module):
             self.readouts.append(mlp)
 
     def forward(self, state: AtomState, molecules: Molecules, index: AtomIndex, readout: Tensor) -> Tensor:
-        """(n, C) e."""
+        """(n, C) float64 e."""
         charges = state.charges
         for mlp in self.readouts:
             update = mlp(state.features, readout)
-            total = channel_totals(molecules.charge, molecules.mult, self.n_channels).to(charges.dtype)
+            total = channel_totals(molecules.charge, molecules.mult, self.n_channels)
             charges = equilibrate(charges + update[:, : self.n_channels], update[:, self.n_channels :], total, index)
         return charges
 

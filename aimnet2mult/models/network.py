@@ -77,7 +77,8 @@ class MultiFidelityNetwork(nn.Module):
                 "use_fidelity_readouts": True,
             }
         )
-        single = MultiFidelityNetwork(self.config.model_copy(update={"kwargs": settings}))
+        with torch.random.fork_rng(devices=[]):  # the random start is overwritten; the generator stays as it is
+            single = MultiFidelityNetwork(self.config.model_copy(update={"kwargs": settings}))
         single.to(next(self.parameters()).dtype)
         state = self.state_dict()
         for name, module in self.named_modules():

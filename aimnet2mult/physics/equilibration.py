@@ -51,9 +51,11 @@ def equilibrate(raw: Tensor, response: Tensor, total: Tensor, index: AtomIndex, 
     Returns
     -------
     Tensor
-        (n, C) e; sums to `total` in every molecule and channel.
+        (n, C) float64 e; sums to `total` in every molecule and channel.
     """
-    weight = response.square() + minimum_weight
-    missing = total - sum_molecules(raw, index)
+    # in float32 the sums over some hundred atoms would already leave 1e-6 e
+    charges = raw.to(torch.float64)
+    weight = response.to(torch.float64).square() + minimum_weight
+    missing = total.to(torch.float64) - sum_molecules(charges, index)
     per_weight = missing / sum_molecules(weight, index).clamp(min=minimum_weight)
-    return raw + weight * per_weight.index_select(0, index.molecule)
+    return charges + weight * per_weight.index_select(0, index.molecule)

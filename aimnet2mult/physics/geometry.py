@@ -66,8 +66,8 @@ def all_pairs(coord: Tensor, numbers: Tensor) -> Pairs:
     real = numbers > 0
     mask = real.unsqueeze(1) & real.unsqueeze(2)
     mask = mask & ~torch.eye(numbers.shape[1], dtype=torch.bool, device=numbers.device)
+    # masked before anything is squared: whatever stands in the padding reaches neither energies nor gradients
     displacement = coord.unsqueeze(2) - coord.unsqueeze(1)
-    square = torch.where(mask, displacement.square().sum(-1), torch.ones_like(displacement[..., 0]))
-    distance = square.sqrt()
     displacement = torch.where(mask.unsqueeze(-1), displacement, torch.zeros_like(displacement))
+    distance = (displacement.square().sum(-1) + (~mask).to(coord.dtype)).sqrt()
     return Pairs(distance, displacement / distance.unsqueeze(-1), mask)

@@ -1,0 +1,106 @@
+"""Compiled potentials that several test modules share: random weights, quick to make and to evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import suites
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from aimnet2mult import AIMNet2MultCalculator
+from aimnet2mult.calculators import ase as calculator_module
+from aimnet2mult.calculators.evaluation import Evaluation
+from aimnet2mult.configs.metadata import FidelityInfo, PotentialMetadata
+from aimnet2mult.configs.model import ModelConfig
+from aimnet2mult.models.files import save_potential, script_potential
+from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
+
+FIDELITIES = [
+    FidelityInfo(index=0, name="PBE0", elements=[1, 6, 7, 8, 9, 14, 16, 17], labels=["energy", "forces"]),
+    FidelityInfo(index=1, name="CCSD(T)", elements=[1, 6, 7, 8], labels=["energy"]),
+]
+# about the size of total energies, in eV
+SAE = {1: -13.6, 6: -1030.1, 7: -1485.3, 8: -2042.6, 9: -2713.5, 14: -7876.3, 16: -10832.9, 17: -12520.4}
+
+
+class Springs(nn.Module):
+    """Keeps molecules of random networks in shape: E = sum over pairs of (1 - exp(1.2 - r))^2 - 1, a Morse well."""
+
+    def forward(self, coord: Tensor, numbers: Tensor) -> Tensor:
+        """(B, N, 3) Å, (B, N) -> (B,) eV."""
+        n = coord.shape[1]
+        upper = torch.ones(n, n, dtype=torch.bool, device=coord.device).triu(1)
+        r = (coord.unsqueeze(1) - coord.unsqueeze(2))[:, upper].square().sum(-1).sqrt().to(torch.float64)
+        return ((1.0 - torch.exp(1.2 - r)).square() - 1.0).sum(-1)
+
+
+def write_fidelity(network: MultiFidelityNetwork, info: FidelityInfo, prefix: Path) -> Path:
+    """Compile one fidelity of `network` to ``<prefix>_fid<N>.jpt``."""
+    single = network.at_fidelity(info.index).float()
+    sae = {z: SAE[z] + info.index for z in info.elements}
+    metadata = PotentialMetadata(
+        fidelity=info,
+        all_fidelities=FIDELITIES,
+        sae={chemical_symbols[z]: e for z, e in sae.items()},
+        dispersion=None,
+        cutoff=single.config.kwargs.aev.rc_s,
+        num_charge_channels=single.config.kwargs.num_charge_channels,
+        model=single.config.to_dict(),
+        provenance={},
+    )
+    path = Path(f"{prefix}_fid{info.index}.jpt")
+    save_potential(path, script_potential(Potential(single, [SelfAtomicEnergy(sae), Springs()])), metadata)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_model_config() -> ModelConfig:
+    """Two fidelities, two charge channels, every head."""
+    return suites.model_config(num_fidelities=2)
+
+
+@pytest.fixture(scope="session")
+def potential_file(small_model_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``model_fid0.jpt`` (PBE0), with ``model_fid1.jpt`` (CCSD(T), fewer elements) beside it."""
+    torch.manual_seed(1)
+    # less noise than elsewhere: bond frequencies stay chemical, so that molecular dynamics can be tested
+    network = suites.perturbed(MultiFidelityNetwork(small_model_config).double(), scale=0.1)
+    folder = tmp_path_factory.mktemp("compiled models é")  # a space and a letter beyond ASCII on purpose
+    first, *_ = [write_fidelity(network, info, folder / "model") for info in FIDELITIES]
+    return first
+
+
+@pytest.fixture(scope="session")
+def closed_shell_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A potential with one charge channel."""
+    network = suites.network(num_fidelities=1, num_charge_channels=1)
+    return write_fidelity(network, FIDELITIES[0], tmp_path_factory.mktemp("closed") / "closed")
+
+
+@pytest.fixture
+def make(potential_file: Path) -> Callable[..., AIMNet2MultCalculator]:
+    """Makes calculators of `potential_file` on the CPU."""
+
+    def build(**kwargs: object) -> AIMNet2MultCalculator:
+        return AIMNet2MultCalculator(potential_file, **({"device": "cpu"} | kwargs))
+
+    return build
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One entry per evaluation of the potential: whether forces were computed."""
+    seen: list[bool] = []
+    genuine = calculator_module.evaluate
+
+    def counted(*args: object) -> Evaluation:
+        seen.append(bool(args[-1]))
+        return genuine(*args)
+
+    monkeypatch.setattr(calculator_module, "evaluate", counted)
+    return seen

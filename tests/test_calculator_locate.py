@@ -1,0 +1,71 @@
+"""Which file the calculator takes."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+from structures import water
+
+from aimnet2mult import AIMNet2MultCalculator
+from aimnet2mult.errors import InputError, ModelFileError
+
+
+@pytest.mark.parametrize("fidelity", [1, "CCSD(T)", "ccsd(t)"])
+def test_fidelity_picks_a_file(potential_file: Path, fidelity: int | str) -> None:
+    for model in (potential_file.parent, str(potential_file.parent), potential_file.with_name("model")):
+        calc = AIMNet2MultCalculator(model, fidelity=fidelity, device="cpu")
+        assert calc.fidelity == 1
+        assert calc.metadata.fidelity.name == "CCSD(T)"
+    assert AIMNet2MultCalculator(potential_file, fidelity="PBE0", device="cpu").fidelity == 0
+
+
+def test_fidelity_that_is_not_there(potential_file: Path, tmp_path: Path) -> None:
+    folder, there = potential_file.parent, "0 'PBE0' (model_fid0.jpt), 1 'CCSD(T)' (model_fid1.jpt)"
+    for model, fidelity, sentence in [
+        (folder, None, f"{folder} has several fidelities: {there}; choose one with fidelity="),
+        (folder, 2, f"{folder} has no fidelity 2; there is {there}"),
+        (folder / "model", "PBE", f"{folder / 'model'} has no fidelity 'PBE'; there is {there}"),
+        (potential_file, 1, f"{potential_file} has no fidelity 1; there is 0 'PBE0' (model_fid0.jpt)"),
+    ]:
+        with pytest.raises(InputError) as caught:
+            AIMNet2MultCalculator(model, fidelity=fidelity, device="cpu")
+        assert str(caught.value) == sentence
+    lonely = shutil.copy(potential_file, tmp_path / "lonely.jpt")
+    calc = AIMNet2MultCalculator(lonely, device="cpu")
+    with pytest.raises(InputError, match=r"lonely.jpt has no fidelity 1; there is 0 'PBE0' \(lonely.jpt\)"):
+        calc.fidelity = 1
+    calc.fidelity = "PBE0"
+
+
+def test_one_file_needs_no_fidelity_and_two_equal_ones_are_refused(potential_file: Path, tmp_path: Path) -> None:
+    shutil.copy(potential_file, tmp_path / "a_fid0.jpt")
+    assert AIMNet2MultCalculator(tmp_path, device="cpu").fidelity == 0
+    shutil.copy(potential_file, tmp_path / "b_fid0.jpt")
+    with pytest.raises(InputError, match="several files are fidelity 0, give one of them as model"):
+        AIMNet2MultCalculator(tmp_path, fidelity=0, device="cpu")
+
+
+def test_files_that_are_none(tmp_path: Path, potential_file: Path) -> None:
+    (tmp_path / "text.jpt").write_text("no model")
+    (tmp_path / "short.jpt").write_bytes(potential_file.read_bytes()[:1000])
+    for model, error, match in [
+        (tmp_path, ModelFileError, "holds no"),
+        (tmp_path / "missing.jpt", ModelFileError, "does not exist"),
+        (tmp_path / "text.jpt", ModelFileError, "cannot be read as a compiled potential"),
+        (tmp_path / "short.jpt", ModelFileError, "cannot be read as a compiled potential"),
+        ("", InputError, "model must be the path of a .jpt file"),
+        (None, InputError, "model must be the path of a .jpt file"),
+    ]:
+        with pytest.raises(error, match=match):
+            AIMNet2MultCalculator(model, device="cpu")
+
+
+def test_relative_path_survives_a_change_of_folder(potential_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(potential_file.parent)
+    calc = AIMNet2MultCalculator("model", fidelity=0, device="cpu")
+    monkeypatch.chdir("/")
+    calc.fidelity = 1
+    assert pickle.loads(pickle.dumps(calc)).get_potential_energy(water()) == calc.get_potential_energy(water())
