@@ -126,6 +126,23 @@ def test_ranks_share_an_epoch(per_epoch: int | None) -> None:
     assert len(set(drawn.tolist())) == 300 or per_epoch is not None
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_unit": "atoms", "batch_size": 300}], ids=["molecules", "atoms"])
+def test_size_window_deals_the_same_draws_by_size(options: dict[str, object]) -> None:
+    plain, sorted_ = sampler(**options), sampler(size_window=4, **options)  # type: ignore[arg-type]
+    for epoch in (0, 3):
+        before, after = plain.batches(epoch), sorted_.batches(epoch)
+        assert len(after) == len(before)
+        assert sorted(np.concatenate(after)) == sorted(np.concatenate(before))
+        # what a padded batch computes: molecules times the largest of them, squared for pairs
+        cost = [sum(len(b) * NATOMS[b].max() ** 2 for b in batches) for batches in (before, after)]
+        assert cost[1] < 0.7 * cost[0]
+        assert sorted_.realised_shares(epoch) == pytest.approx(plain.realised_shares(epoch), abs=1e-12)
+        again = sampler(size_window=4, **options).batches(epoch)  # type: ignore[arg-type]
+        assert all((a == b).all() for a, b in zip(after, again, strict=True))
+    if options:
+        assert max(NATOMS[b].sum() for b in sorted_.batches(0)) < 300 + NATOMS.max()
+
+
 def test_settings_that_make_no_sense() -> None:
     for weights, words in [
         ({0: 0, 2: 0, 5: 0}, "all 0"),

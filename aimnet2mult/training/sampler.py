@@ -4,6 +4,9 @@ Draws are one endless sequence. Its position t decides the fidelity, by the shar
 and each fidelity deals its samples from an endless series of shuffles. An epoch is a stretch of that
 sequence and a batch a stretch of an epoch, so that shares hold within every batch, no sample
 comes twice before all others of its fidelity came once, and nothing has to be stored to go on after a restart.
+
+With a size window, the molecules of so many consecutive batches are sorted by size and dealt out again, so that
+little of a padded batch is padding; the batches are then shuffled.
 """
 
 from __future__ import annotations
@@ -54,6 +57,9 @@ class FidelityBatchSampler:
         as many samples as `indices` holds.
     seed
         Decides, with the epoch, content and order.
+    size_window
+        How many batches are sorted by size together; 1: none, every batch holds all sizes. In atoms, sorted
+        batches are equally large and may exceed the budget by less than one molecule.
     rank, world_size
         Which process of how many; all get equally many batches.
 
@@ -75,10 +81,11 @@ class FidelityBatchSampler:
         batch_unit: str = "molecules",
         batches_per_epoch: int | None = None,
         seed: int = 0,
+        size_window: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check_numbers(batch_size, batch_unit, batches_per_epoch, rank, world_size)
+        _check_numbers(batch_size, batch_unit, batches_per_epoch, size_window, rank, world_size)
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size == 0:
             raise DataError("there is no training sample; add data or lower val_fraction and test_fraction")
@@ -87,7 +94,8 @@ class FidelityBatchSampler:
         self.requested_shares = _shares(members, weights)
         self._pools = {fid: members[fid] for fid, share in self.requested_shares.items() if share > 0}
         self._weights = np.array([self.requested_shares[fid] for fid in self._pools])
-        self._natoms_of = np.asarray(natoms_of)
+        self._fidelity_of, self._natoms_of = np.asarray(fidelity_of), np.asarray(natoms_of)
+        self._window = size_window
         self._draws = indices.size
         self._batch_size, self._unit, self._seed = batch_size, batch_unit, seed
         self._rank, self._world = rank, world_size
@@ -103,11 +111,8 @@ class FidelityBatchSampler:
 
     def realised_shares(self, epoch: int) -> dict[int, float]:
         """Share of each fidelity in the draws of `epoch`, over all ranks."""
-        start = self._start(epoch)
-        total = sum(len(batch) for batch in self._epoch(epoch))
-        counts = apportion(self._weights, start + total) - apportion(self._weights, start)
-        drawn = dict(zip(self._pools, counts / total, strict=True))
-        return {fid: float(drawn.get(fid, 0.0)) for fid in self.requested_shares}
+        drawn = self._fidelity_of[np.concatenate(self._epoch(epoch))]
+        return {fid: float((drawn == fid).mean()) for fid in self.requested_shares}
 
     def _start(self, epoch: int) -> int:
         while len(self._starts) <= epoch:
@@ -118,9 +123,29 @@ class FidelityBatchSampler:
     def _length(self, epoch: int) -> int:
         if self._unit == "molecules":
             return self._draws if self._per_epoch is None else self._per_epoch * self._batch_size
-        return sum(len(batch) for batch in self._epoch(epoch))
+        return sum(len(batch) for batch in self._in_order(epoch))
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
+        batches = self._in_order(epoch)
+        if self._window == 1:
+            return batches
+        parts = [batches[i : i + self._window] for i in range(0, len(batches), self._window)]
+        batches = [batch for part in parts for batch in self._by_size(part)]
+        return [batches[i] for i in np.random.default_rng([self._seed, epoch]).permutation(len(batches))]
+
+    def _by_size(self, batches: list[np.ndarray]) -> list[np.ndarray]:
+        """The same molecules in as many batches, from small to large molecules."""
+        molecules = np.concatenate(batches)
+        molecules = molecules[np.argsort(self._natoms_of[molecules], kind="stable")]
+        if self._unit == "molecules":
+            return np.split(molecules, np.cumsum([len(batch) for batch in batches])[:-1])
+        atoms = np.cumsum(self._natoms_of[molecules])
+        cuts = np.searchsorted(atoms, atoms[-1] * np.arange(1, len(batches)) / len(batches))
+        dealt = np.split(molecules, cuts)
+        # with giants among them some batches could come out empty
+        return dealt if all(len(batch) for batch in dealt) else batches
+
+    def _in_order(self, epoch: int) -> list[np.ndarray]:
         start = self._start(epoch)
         if self._unit == "atoms":
             return self._fill(start)
@@ -187,7 +212,7 @@ def evaluation_batches(
 
     The batches of all ranks together cover everything; ranks may get one batch more or less.
     """
-    _check_numbers(batch_size, "molecules", None, rank, world_size)
+    _check_numbers(batch_size, "molecules", None, 1, rank, world_size)
     indices = np.asarray(indices, dtype=np.int64)
     ordered = indices[np.argsort(np.asarray(natoms_of)[indices], kind="stable")]
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)][rank::world_size]
@@ -216,7 +241,9 @@ def _shares(members: Mapping[int, np.ndarray], weights: Mapping[int, float] | No
     return {fid: float(weights[fid]) / total for fid in members}
 
 
-def _check_numbers(size: int, unit: str, per_epoch: int | None, rank: int, world_size: int) -> None:
+def _check_numbers(size: int, unit: str, per_epoch: int | None, window: int, rank: int, world_size: int) -> None:
+    if window < 1:
+        raise ConfigError(f"size_window is {window}; give 1 or more")
     if size < 1:
         raise ConfigError(f"batch_size is {size}; give 1 or more")
     if unit not in _UNITS:

@@ -1,0 +1,1 @@
+"""Aliases of `aimnet2mult.training` under the class paths of the settings."""

@@ -1,0 +1,240 @@
+"""``python -m aimnet2mult.training.compile``: weights -> one TorchScript file per fidelity."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from ase.data import chemical_symbols
+
+from aimnet2mult.configs.metadata import DispersionInfo, FidelityInfo, PotentialMetadata
+from aimnet2mult.configs.model import load_model_config
+from aimnet2mult.datasets.sae import check_sae_covers
+from aimnet2mult.datasets.sae_file import read_sae
+from aimnet2mult.errors import AIMNet2MultError, ConfigError, ModelFileError
+from aimnet2mult.files import atomic_path
+from aimnet2mult.models.dispersion import D3BJ
+from aimnet2mult.models.files import (
+    Weights,
+    fill_network,
+    load_potential,
+    load_weights,
+    script_potential,
+    write_potential,
+)
+from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
+from aimnet2mult.physics.functionals import D3Parameters, resolve_d3
+from aimnet2mult.training.provenance import provenance
+from aimnet2mult.training.selftest import SelfTestReport, run_selftest
+
+DISPERSIONS = ("none", "d3bj", "d4")
+
+
+def compile_potential(
+    weights: str | Path,
+    output: str | Path,
+    fidelity: int,
+    sae: str | Path,
+    *,
+    model: str | Path | None = None,
+    dispersion: str = "none",
+    functional: str | None = None,
+    s6: float | None = None,
+    s8: float | None = None,
+    a1: float | None = None,
+    a2: float | None = None,
+    s9: float | None = None,
+) -> Path:
+    """Compile one fidelity of a trained network into ``<output>_fid<fidelity>.jpt``.
+
+    Parameters
+    ----------
+    weights
+        ``model.pt`` of a training run.
+    output
+        Prefix of the file to write; an existing file is replaced whole or not at all.
+    fidelity
+        Which fidelity to compile.
+    sae
+        YAML of the self-atomic energies (eV) that were removed from this fidelity's labels in training.
+    model
+        ``model.yaml`` that the weights must fit; by default the configuration inside the weights file.
+    dispersion
+        ``none`` or ``d3bj``.
+    functional
+        Functional whose D3(BJ) parameters to use; see `aimnet2mult.physics.functionals.resolve_d3`.
+    s6, s8, a1, a2, s9
+        Single parameters instead of the functional's (a2 in Bohr); s9 = 0 is two-body.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ConfigError
+        The fidelity does not exist, the functional is not known, or dispersion would be counted twice.
+    ModelFileError
+        The weights cannot be used, or the self-test fails; nothing is written.
+    DataError
+        The self-atomic energies cannot be read or miss an element.
+    """
+    trained = load_weights(weights)
+    network = _network(trained, model).at_fidelity(fidelity).eval()
+    info = _fidelity_info(trained, fidelity, weights)
+    values = read_sae(sae)
+    check_sae_covers(values, info.elements, f"{fidelity} '{info.name}'", str(sae))
+    d3 = _dispersion(info, dispersion, functional, s6=s6, s8=s8, a1=a1, a2=a2, s9=s9)
+
+    known = {z: values[z] for z in info.elements}
+    term = None if d3 is None else D3BJ(info.elements, D3Parameters(d3.s6, d3.s8, d3.a1, d3.a2, d3.s9))
+    potential = Potential(network, [SelfAtomicEnergy(known), *([] if term is None else [term])]).eval()
+    metadata = PotentialMetadata(
+        fidelity=info,
+        all_fidelities=trained.fidelities,
+        sae={chemical_symbols[z]: energy for z, energy in known.items()},
+        dispersion=d3,
+        cutoff=network.config.kwargs.aev.rc_s,
+        num_charge_channels=network.config.kwargs.num_charge_channels,
+        model=network.config.to_dict(),
+        provenance={**{f"training_{k}": v for k, v in trained.provenance.items()}, **provenance()},
+    )
+    path = Path(f"{output}_fid{fidelity}.jpt")
+    try:
+        with atomic_path(path) as temporary:
+            write_potential(temporary, script_potential(potential), metadata)
+            report = _test_file(temporary, potential, term, metadata)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written ({error.strerror}); choose another --output") from None
+    print(f"{path}: {_summary(metadata)}; self-test: {report.format()}")
+    return path
+
+
+def _network(trained: Weights, model: str | Path | None) -> MultiFidelityNetwork:
+    if model is None:
+        return trained.build()
+    config = load_model_config(model)
+    if config != trained.config:
+        network = fill_network(MultiFidelityNetwork(config), trained.state)  # names the shapes that differ
+        raise ModelFileError(
+            f"{model} is not the configuration of these weights, though all {len(network.state_dict())} shapes fit; "
+            "give the model.yaml of the training run, or leave --model out"
+        )
+    return trained.build()
+
+
+def _fidelity_info(trained: Weights, fidelity: int, weights: str | Path) -> FidelityInfo:
+    for info in trained.fidelities:
+        if info.index == fidelity:
+            return info
+    raise ModelFileError(f"{weights} holds no description of fidelity {fidelity}; train again with this version")
+
+
+def _dispersion(
+    info: FidelityInfo,
+    dispersion: str,
+    functional: str | None,
+    *,
+    s6: float | None,
+    s8: float | None,
+    a1: float | None,
+    a2: float | None,
+    s9: float | None,
+) -> DispersionInfo | None:
+    given = [value for value in (functional, s6, s8, a1, a2, s9) if value is not None]
+    if dispersion not in DISPERSIONS:
+        raise ConfigError(f"dispersion '{dispersion}' is unknown; choose one of {', '.join(DISPERSIONS)}")
+    if dispersion == "d4":
+        raise ConfigError("dispersion 'd4' cannot be compiled by this version; use d3bj, or none")
+    if dispersion == "none":
+        if given:
+            raise ConfigError("a functional or dispersion parameters are given, but dispersion is none; choose d3bj")
+        return None
+    if info.labels_include_dispersion:
+        raise ConfigError(
+            f"the labels of fidelity {info.index} '{info.name}' hold dispersion already "
+            "(labels_include_dispersion: true); adding it again would count it twice, "
+            "so compile this fidelity with --dispersion none"
+        )
+    resolved = resolve_d3(functional, s6=s6, s8=s8, a1=a1, a2=a2, s9=s9)
+    for warning in resolved.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    p = resolved.parameters
+    return DispersionInfo(
+        method="d3bj",
+        functional=resolved.functional,
+        s6=p.s6,
+        s8=p.s8,
+        s9=p.s9,
+        a1=p.a1,
+        a2=p.a2,
+        reference=resolved.reference,
+    )
+
+
+def _test_file(path: Path, potential: Potential, term: D3BJ | None, metadata: PotentialMetadata) -> SelfTestReport:
+    scripted = load_potential(path).module.to(torch.float64)
+    # the optimising executor compiles anew for each new shape: seconds each for a handful of evaluations
+    with torch.jit.optimized_execution(False):
+        return run_selftest(
+            scripted, potential.to(torch.float64), term, metadata.dispersion, metadata.fidelity.elements
+        )
+
+
+def _summary(metadata: PotentialMetadata) -> str:
+    elements = " ".join(metadata.sae)
+    d3 = metadata.dispersion
+    added = (
+        "no dispersion added"
+        if d3 is None
+        else f"D3(BJ) {d3.functional} (s6 {d3.s6}, s8 {d3.s8}, s9 {d3.s9}, a1 {d3.a1}, a2 {d3.a2})"
+    )
+    return f"fidelity {metadata.fidelity.index} '{metadata.fidelity.name}', elements {elements}, {added}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command-line arguments of ``python -m aimnet2mult.training.compile``."""
+    parser = argparse.ArgumentParser(prog="python -m aimnet2mult.training.compile", description=__doc__)
+    parser.add_argument("--weights", required=True, help="model.pt of a training run")
+    parser.add_argument("--model", help="model.yaml that the weights must fit (default: the one inside the weights)")
+    parser.add_argument("--output", required=True, help="prefix: writes <output>_fid<N>.jpt")
+    parser.add_argument("--fidelity", required=True, type=int, help="which fidelity to compile")
+    parser.add_argument("--sae", required=True, help="YAML with the self-atomic energies of this fidelity (eV)")
+    parser.add_argument("--dispersion", choices=DISPERSIONS, default="none", help="correction to build in")
+    parser.add_argument("--dispersion-functional", help="functional, e.g. pbe0, or dftd3:NAME")
+    for name in ("s6", "s8", "a1", "a2", "s9"):
+        parser.add_argument(f"--dispersion-{name}", type=float, help=f"{name} instead of the functional's")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    try:
+        compile_potential(
+            args.weights,
+            args.output,
+            args.fidelity,
+            args.sae,
+            model=args.model,
+            dispersion=args.dispersion,
+            functional=args.dispersion_functional,
+            s6=args.dispersion_s6,
+            s8=args.dispersion_s8,
+            a1=args.dispersion_a1,
+            a2=args.dispersion_a2,
+            s9=args.dispersion_s9,
+        )
+    except AIMNet2MultError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

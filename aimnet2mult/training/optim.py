@@ -1,0 +1,137 @@
+"""Optimiser and learning rate, from the settings."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from aimnet2mult.configs.classpaths import resolve
+from aimnet2mult.configs.train import CosineSchedule, OptimizerSettings, PlateauSchedule, Schedule
+from aimnet2mult.errors import ConfigError
+
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    f"torch.optim.{kind.__name__}": kind
+    for kind in (
+        torch.optim.AdamW,
+        torch.optim.RAdam,
+        torch.optim.Adam,
+        torch.optim.NAdam,
+        torch.optim.Adamax,
+        torch.optim.SGD,
+    )
+}
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay may act on a parameter: not on biases, embeddings and atomic shifts.
+
+    Decay pulls towards zero, which for an element's features or energy means forgetting rare elements.
+    """
+    parts = name.split(".")
+    special = parts[-1].endswith("bias") or any("embedding" in part or "shift" in part for part in parts)
+    return parameter.dim() > 1 and not special
+
+
+def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Make the optimiser of the settings for all parameters of `network`.
+
+    Raises
+    ------
+    ConfigError
+        The class path is not allowed, or an argument is unknown or out of range.
+    """
+    where = "optimizer.kwargs"
+    kind = resolve(settings.class_, OPTIMIZERS, "optimizer.class")
+    options = [key for key in inspect.signature(kind).parameters if key != "params"]
+    kwargs: dict[str, Any] = {}
+    for key, value in settings.kwargs.items():
+        resolve(key, dict.fromkeys(options), where)
+        kwargs[key] = tuple(value) if isinstance(value, list) else value
+    if "fused" in options and not {"fused", "foreach", "differentiable"} & set(kwargs):
+        # one pass over each tensor instead of a dozen small operations
+        kwargs["fused"] = True
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (decayed if is_decayed(name, parameter) else rest).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+    try:
+        return kind([group for group in groups if group["params"]], **kwargs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{where}: {settings.class_} refuses these values: {error}") from None
+
+
+class LearningRate:
+    """Learning rate per optimiser step: linear warm-up, then cosine, plateau or constant.
+
+    With w warm-up steps and s counted from 0 the factor on each group's ``lr`` is
+
+        warm-up:   min(1, (s + 1) / w)
+        cosine:    f + (1 - f) (1 + cos(pi p)) / 2 with p = (s - w) / (total - w) from 0 to 1, f = final_factor
+        plateau:   a factor that `after_epoch` lowers
+        constant:  1
+
+    (cosine: Loshchilov, Hutter, ICLR 2017, arXiv:1608.03983, Eq. 5, without restarts).
+
+    Parameters
+    ----------
+    optimizer
+        Its groups' ``lr`` are set.
+    settings
+        Kind and constants.
+    total_steps
+        Steps of the whole run.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, settings: Schedule, total_steps: int) -> None:
+        self.optimizer = optimizer
+        self.settings = settings
+        self.total_steps = total_steps
+        self.base = [float(group["lr"]) for group in optimizer.param_groups]
+        self.lowered = 1.0
+        self.best = math.inf
+        self.waited = 0
+
+    def factor(self, step: int) -> float:
+        """Factor on the learning rate of the step with number `step`, counted from 0."""
+        settings = self.settings
+        warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+        if isinstance(settings, CosineSchedule):
+            span = max(1, self.total_steps - settings.warmup_steps)
+            progress = min(1.0, max(0.0, (step - settings.warmup_steps) / span))
+            low = settings.final_factor
+            return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return warm * self.lowered
+
+    def before_step(self, step: int) -> float:
+        """Set the learning rate for step number `step`; returns that of the first group."""
+        factor = self.factor(step)
+        for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
+            group["lr"] = base * factor
+        return self.base[0] * factor
+
+    def after_epoch(self, metric: float) -> None:
+        """Plateau: lower the rate after `patience` epochs without a better `metric` (lower is better)."""
+        settings = self.settings
+        if not isinstance(settings, PlateauSchedule):
+            return
+        if metric < self.best:
+            self.best, self.waited = metric, 0
+            return
+        self.waited += 1
+        if self.waited > settings.patience:
+            self.lowered = max(settings.min_factor, self.lowered * settings.factor)
+            self.waited = 0
+
+    def state_dict(self) -> dict[str, float]:
+        """What exact continuation needs besides the step number."""
+        return {"lowered": self.lowered, "best": self.best, "waited": float(self.waited)}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what `state_dict` gave."""
+        self.lowered, self.best, self.waited = float(state["lowered"]), float(state["best"]), int(state["waited"])
