@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import run_case
 import suites
 import torch
+import yaml
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
@@ -104,3 +106,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(calculator_module, "evaluate", counted)
     return seen
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order: runs that must agree to the bit use one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """A folder with two data files, model.yaml and train.yaml; the path of the latter."""
+    run_case.write_data(tmp_path / "fid0.h5", 1, run_case.FID0_ONLY)
+    run_case.write_data(tmp_path / "fid1.h5", 2, set())
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(run_case.MODEL))
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(run_case.TRAIN))
+    return tmp_path / "train.yaml"

@@ -6,6 +6,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from structures import water
 
@@ -61,6 +62,25 @@ def test_files_that_are_none(tmp_path: Path, potential_file: Path) -> None:
     ]:
         with pytest.raises(error, match=match):
             AIMNet2MultCalculator(model, device="cpu")
+
+
+def test_64_overwritten_bytes_are_noticed(tmp_path: Path, potential_file: Path) -> None:
+    """Wherever they are, compressed program text included; padding between entries is the only harmless place."""
+    whole = potential_file.read_bytes()
+    expected = AIMNet2MultCalculator(potential_file, device="cpu").get_potential_energy(water())
+    rng = np.random.default_rng(0)
+    refused = 0
+    for start in rng.integers(0, len(whole) - 64, 60):
+        spoilt = bytearray(whole)
+        spoilt[start : start + 64] = rng.bytes(64)
+        (tmp_path / "spoilt.jpt").write_bytes(spoilt)
+        try:
+            calc = AIMNet2MultCalculator(tmp_path / "spoilt.jpt", device="cpu")
+        except ModelFileError:
+            refused += 1
+        else:
+            assert calc.get_potential_energy(water()) == expected
+    assert refused > 50
 
 
 def test_relative_path_survives_a_change_of_folder(potential_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,10 @@ BAD = {
     "forces not finite": _spoil("forces", np.nan, (2, 0, 1)),
     "charges not finite": _spoil("charges", np.inf, (2, 0)),
     "spin_charges not finite": _spoil("spin_charges", -np.inf, (2,)),
+    "coord beyond 1e6 Å": _spoil("coord", -1e30, (2, 1, 0)),
+    "forces beyond 1e6 eV/Å": _spoil("forces", 1e30, (2, 0, 1)),
+    "charges beyond 1000 e": _spoil("charges", 1e4, (2, 0)),
+    "spin_charges beyond 1000 e": _spoil("spin_charges", -1e4, (2, 0)),
 }
 BAD["coincident atoms"] = water()
 BAD["coincident atoms"]["coord"][2, 2] = BAD["coincident atoms"]["coord"][2, 0] + 0.1

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aimnet2mult.models.network import MultiFidelityNetwork
 
-STACKED = ("energy_mlp.", "charges.", "atomic_shift.", "backbone.embedding.own")
+STACKED = ("energy_mlp.", "charges.", "atomic_shift.", "backbone.embedding.")
 
 
 def fresh(**changes: object) -> MultiFidelityNetwork:
@@ -35,7 +35,10 @@ def step(network: nn.Module, fidelities: list[int]) -> None:
 
 def stacked(network: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters with the fidelity as first axis."""
-    return {n: p for n, p in network.named_parameters() if n.startswith(STACKED) and "shared" not in n}
+    parameters = {n: p for n, p in network.named_parameters() if n.startswith(STACKED)}
+    # where there is a difference per fidelity, the parameter that it is added to is shared
+    shared = {n.replace("difference_", "") for n in parameters if "difference_" in n}
+    return {n: p for n, p in parameters.items() if n not in shared}
 
 
 @pytest.mark.parametrize("readouts", ["separate", "difference"])
@@ -80,7 +83,7 @@ def test_absent_fidelity_keeps_its_weights() -> None:
 def test_absent_elements_keep_their_rows() -> None:
     network = fresh()
     loss(network, [0, 1, 2]).backward()  # water, ammonia, methane
-    for name in ("backbone.embedding.own", "atomic_shift.0.shift"):
+    for name in ("backbone.embedding.difference_weight", "atomic_shift.0.shift"):
         gradient = dict(network.named_parameters())[name].grad
         assert gradient is not None
         touched = {tuple(row) for row in gradient.reshape(3, 119, -1).abs().amax(-1).nonzero().tolist()}
@@ -101,13 +104,13 @@ def test_shared_readouts() -> None:
 
 def test_embedding_difference_starts_at_zero() -> None:
     embedding = fresh(fidelity_embedding="difference").backbone.embedding
-    assert (embedding.own == 0.0).all()
+    assert (embedding.difference_weight == 0.0).all()
     separate = fresh(fidelity_embedding="separate").backbone.embedding
-    assert separate.shared is None
+    assert separate.difference_weight is None
     for i in range(3):
-        assert torch.equal(embedding.at_fidelity(i)["own"][0], embedding.shared)
-        assert torch.equal(separate.at_fidelity(i)["own"][0], separate.own[0])
-    for rows in (embedding.shared, separate.own[0]):
+        assert torch.equal(embedding.at_fidelity(i)["weight"], embedding.weight)
+        assert torch.equal(separate.at_fidelity(i)["weight"], separate.weight[:1])
+    for rows in (embedding.weight[0], separate.weight[0]):
         norms = rows.norm(dim=-1)
         # made in float32, whose relative step is 1e-7
         torch.testing.assert_close(norms, torch.full_like(norms, 0.3), rtol=1e-6, atol=0.0)
@@ -127,7 +130,7 @@ def test_embedding_looks_up_fidelity_and_element() -> None:
     for kind in ("difference", "separate"):
         embedding = suites.network(fidelity_embedding=kind).backbone.embedding
         numbers, fidelity = torch.tensor([1, 6, 118, 6]), torch.tensor([0, 1, 2, 2])
-        tables = [embedding.at_fidelity(i)["own"][0] for i in range(3)]
+        tables = [embedding.at_fidelity(i)["weight"][0] for i in range(3)]
         expected = torch.stack([tables[f][z] for f, z in zip(fidelity.tolist(), numbers.tolist(), strict=True)])
         assert torch.equal(embedding(numbers, fidelity), expected)
 

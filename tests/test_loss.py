@@ -184,7 +184,7 @@ HALVES = (slice(0, 2), slice(2, 3))
         ({"fn": "builtins.eval"}, "not allowed"),
         ({"fn": "aimnet2mult.train.loss.energy_loss"}, "did you mean 'aimnet2mult.train.loss.energy_loss_fn'"),
         ({"weight": -1}, "weight: must be 0 or more"),
-        ({"kwargs": {"key_tru": "energy"}}, "key_true"),
+        ({"kwargs": {"key_tru": "energy"}}, "argument 'key_tru' is not allowed; did you mean 'key_true'"),
         ({"kwargs": {"kind": "l2"}}, "kind: must be mse, mae or huber"),
         ({"kwargs": {"delta": 0}}, "delta: must be a number above 0"),
     ],

@@ -55,7 +55,7 @@ def test_every_optimizer_moves_all_weights(name):
         (settings("torch.optim.LBFGS"), "optimizer.class: class path 'torch.optim.LBFGS' is not allowed"),
         (settings("os.mkdir"), "not allowed"),
         (settings("torch.optim.adamw"), "did you mean 'torch.optim.AdamW'"),
-        (settings(weight_decy=1), "weight_decay"),
+        (settings(weight_decy=1), "argument 'weight_decy' is not allowed; did you mean 'weight_decay'"),
         (settings(betas=[2.0, 0.9]), "optimizer.kwargs"),
         (settings(weight_decay="x"), "optimizer.kwargs"),
     ],

@@ -117,6 +117,14 @@ def test_files_listed_twice(tmp_path: Path) -> None:
         MultiFidelityDataset({0: FidelitySource(0, "x", ())})
 
 
+def test_copies_of_a_file_are_noted(tmp_path: Path) -> None:
+    paths = tuple(write(tmp_path / name, {"3": water(n)}) for name, n in [("a.h5", 4), ("b.h5", 4), ("c.h5", 5)])
+    notes = MultiFidelityDataset({0: FidelitySource(0, "x", paths)}).notes
+    assert [note for note in notes if "same data" in note] == [
+        f"{paths[1]} holds the same data as {paths[0]}: its molecules count twice"
+    ]
+
+
 def test_fingerprint_follows_contents_only(tmp_path: Path) -> None:
     def fingerprint(name: str, columns: dict[str, np.ndarray], labels: tuple[str, ...] = ("energy", "forces")) -> str:
         path = write(tmp_path / name, {"3": columns})

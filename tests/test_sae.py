@@ -10,7 +10,7 @@ import pytest
 from data_files import methane, two_fidelities, water, write
 
 from aimnet2mult.datasets.reader import CompositionTable, MultiFidelityDataset
-from aimnet2mult.datasets.sae import check_sae_covers, fit_sae, read_sae, sae_array, write_sae
+from aimnet2mult.datasets.sae import check_sae_covers, fit_sae, read_sae, sae_array, sae_residuals, write_sae
 from aimnet2mult.errors import DataError
 from aimnet2mult.training.calc_sae import main
 
@@ -148,8 +148,18 @@ def test_file_keeps_every_digit(tmp_path: Path) -> None:
 
 def test_file_takes_symbols_and_numbers(tmp_path: Path) -> None:
     path = tmp_path / "sae.yaml"
-    path.write_text("6: -1035\nH: -1.64e1\n'8': -2e3\nCl: '-12520.5'\nN: -1e3\n")
-    assert read_sae(path) == {1: -16.4, 6: -1035.0, 7: -1000.0, 8: -2000.0, 17: -12520.5}
+    path.write_text("6: -1035\nH: -1.64e1\n'8': -2e3\nCl: '-12520.5'\nN: -1e3\nNo: -9e5\n")
+    assert read_sae(path) == {1: -16.4, 6: -1035.0, 7: -1000.0, 8: -2000.0, 17: -12520.5, 102: -9e5}
+
+
+@pytest.mark.parametrize(("shift", "scale", "far"), [(0.0, 1.0, False), (-5.0, 1.0, False), (0.0, 1 / 27.2, True)])
+def test_given_values_of_another_unit_are_called_out(shift: float, scale: float, far: bool) -> None:
+    """Binding energies of some eV per atom pass, energies in Hartree beside values in eV do not."""
+    data = random_table(noise=0.1)
+    data = data._replace(energies=scale * data.energies + shift * data.counts.sum(axis=1))
+    line, warning = sae_residuals(data, TRUE, "s.yaml")
+    assert "residuals per atom: median" in line
+    assert (warning is not None and "s.yaml: these belong to another level of theory" in warning) == far
 
 
 @pytest.mark.parametrize(
@@ -158,16 +168,16 @@ def test_file_takes_symbols_and_numbers(tmp_path: Path) -> None:
         ("H: -1\nXx: -2\n", "'Xx' is neither"),
         ("0: 1.0\n", "'0' is neither"),
         ("119: 1.0\n", "'119' is neither"),
-        ("No: 1.0\n", "in quotes"),
         ("H: -1\n1: -2\n", "gives H twice"),
+        ("H: -1\nH: -2\n", "line 2: the key 'H' is there twice"),
         ("H: [1]\n", "value of H"),
         ("H: .nan\n", "value of H"),
         ("H: yes\n", "value of H"),
         ("H: much\n", "value of H"),
         ("", "holds no self-atomic"),
         ("- 1\n", "holds no self-atomic"),
-        ("H: [\n", "cannot be read"),
-        ("H: !!python/object/apply:os.getcwd []\n", "cannot be read"),
+        ("H: [\n", "sae.yaml: line 2: .*fit it again"),
+        ("H: !!python/object/apply:os.getcwd []\n", "the tag .* is not allowed"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
@@ -176,7 +186,7 @@ def test_bad_files(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         read_sae(path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="does not exist"):
         read_sae(tmp_path / "absent.yaml")
 
 

@@ -120,5 +120,6 @@ def test_connectivity_keys_survive(tmp_path: Path) -> None:
 )
 def test_damaged_files(tmp_path: Path, text: str) -> None:
     (tmp_path / "split.yaml").write_text(text)
-    with pytest.raises(DataError, match="is not a split file"):
+    with pytest.raises(DataError, match="is not a split file") as caught:
         read_split(tmp_path / "split.yaml")
+    assert "\n" not in str(caught.value)

@@ -123,9 +123,14 @@ def test_overrides_reach_all_depths(minimal):
         ("data.val_fraction=0.6", None),
         ("data.test_fraction=0.95", "data.val_fraction: together with test_fraction"),
         ("compile.dispersion={5: {method: d3bj}}", "compile.dispersion: there is no fidelity 5"),
+        ("compile.dispersion={0: {functional: pbe0}}", "compile.dispersion.0.method: is none although functional"),
+        ("compile.prefix=/tmp/model", "compile.prefix: must be the start of file names in the run folder"),
+        ("compile.prefix=../model", "compile.prefix: must be the start of file names in the run folder"),
+        ("compile.prefix=compiled/", "compile.prefix: must be the start of file names in the run folder"),
+        ("data.y=[energy, energy]", "data.y: 'energy' is listed twice"),
         ("compile.dispersion={0: {method: d3}}", "compile.dispersion.0.method: must be 'none' or 'd3bj', not 'd3'"),
         ("trainer.early_stopping={fidelity: 4}", "trainer.early_stopping.fidelity: there is no fidelity 4"),
-        ("run.device=gpu", "run.device: must match"),
+        ("run.device=gpu", "run.device: must be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
         ("run.folder=3", "run.folder: must be a path, not 3"),
         ("scheduler.kind=plateau", None),
         ("scheduler.kind=steps", "scheduler.kind: must be one of 'cosine', 'plateau', 'constant'"),
@@ -141,6 +146,13 @@ def test_messages(minimal, override, words):
     assert message.startswith(f"{minimal}: ")
     assert words in message.removeprefix(f"{minimal}: ")
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("fidelities", "fidelitys"), ("data", "dta")])
+def test_misspelt_way_to_the_data(minimal, right, wrong):
+    minimal.write_text(minimal.read_text().replace(right, wrong, 1))
+    with pytest.raises(ConfigError, match=f"{wrong}: unknown option; did you mean '{right}'"):
+        load_train_config(minimal)
 
 
 def test_keys_in_any_order(minimal):

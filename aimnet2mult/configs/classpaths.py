@@ -1,4 +1,4 @@
-"""Class paths in settings: looked up in a list of what is allowed, never imported by name."""
+"""Class paths and argument names in settings: looked up in a list of what is allowed, never imported by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aimnet2mult.errors import ConfigError
 T = TypeVar("T")
 
 
-def resolve(path: str, allowed: Mapping[str, T], where: str) -> T:
+def resolve(path: str, allowed: Mapping[str, T], where: str, what: str = "class path") -> T:
     """Return what a dotted class path stands for.
 
     Parameters
@@ -22,6 +22,8 @@ def resolve(path: str, allowed: Mapping[str, T], where: str) -> T:
         Every class path that may be named, with what it stands for.
     where
         Name of the option, for the message.
+    what
+        What `path` is, for the message.
 
     Raises
     ------
@@ -32,4 +34,4 @@ def resolve(path: str, allowed: Mapping[str, T], where: str) -> T:
         return allowed[path]
     close = [name for name in allowed if name.lower() == path.lower()] or get_close_matches(path, allowed, 1, 0.8)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    raise ConfigError(f"{where}: class path '{path}' is not allowed; {hint}allowed are {', '.join(sorted(allowed))}")
+    raise ConfigError(f"{where}: {what} '{path}' is not allowed; {hint}allowed are {', '.join(sorted(allowed))}")

@@ -5,6 +5,7 @@ Relative paths start from the folder of the YAML file, also when they come from 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,26 @@ def _anchored(value: Any, info: ValidationInfo) -> Any:
     return path if base is None else (Path(base) / path).resolve()
 
 
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+        raise ValueError(f"must be auto, cpu, cuda, cuda:N or mps, not {value!r}")
+    return value
+
+
+def _once(values: list[Any]) -> list[Any]:
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]!r} is listed twice; list it once")
+    return values
+
+
+def _inside(value: str) -> str:
+    """A start of file names below a folder."""
+    path = Path(value)
+    if path.is_absolute() or ".." in path.parts or value.endswith(("/", "\\", ".jpt")) or not path.name:
+        raise ValueError(f"must be the start of file names in the run folder, such as compiled/model, not {value!r}")
+    return value
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
 
@@ -61,10 +82,8 @@ class RunSettings(Settings):
     seed: CountOrZero = Field(
         1, description="seed of split, first weights and batches; the same seed gives the same bits on CPU"
     )
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="auto (GPU if there is one), cpu, cuda, cuda:N or mps",
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "auto", description="auto (GPU if there is one), cpu, cuda, cuda:N or mps"
     )
     threads: Count | None = Field(None, description="CPU threads of torch; null: leave torch's own choice")
 
@@ -113,10 +132,10 @@ class Samplers(Settings):
 class DataSettings(Settings):
     """What is read, and how it is divided and drawn."""
 
-    x: list[Input] = Field(
+    x: Annotated[list[Input], AfterValidator(_once)] = Field(
         ["coord", "numbers", "charge", "mult"], description="inputs; mult may be missing in the files (then 1)"
     )
-    y: list[Label] = Field(
+    y: Annotated[list[Label], AfterValidator(_once)] = Field(
         ["energy", "forces", "charges", "spin_charges"], description="labels; all but energy may be missing"
     )
     fidelities: dict[CountOrZero, FidelitySettings] = Field(
@@ -197,6 +216,13 @@ class OptimizerSettings(Settings):
 
     class_: str = Field("torch.optim.AdamW", alias="class", description="class path of the optimiser")
     kwargs: dict[str, Any] = Field({"lr": 1.0e-3, "weight_decay": 1.0e-6}, description="its arguments; lr is required")
+    difference_lr_factor: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on lr for the differences between fidelities; a small one ties a fidelity with few labels "
+        "to the others",
+    )
 
     @model_validator(mode="after")
     def _learning_rate(self) -> OptimizerSettings:
@@ -280,13 +306,20 @@ class DispersionSettings(Settings):
     a2: Number | None = Field(None, description="own damping parameter, Bohr")
     s9: Number | None = Field(None, description="three-body share; null: two-body only")
 
+    @model_validator(mode="after")
+    def _method_chosen(self) -> DispersionSettings:
+        given = [name for name, value in self if name != "method" and value is not None]
+        if self.method == "none" and given:
+            raise ValueError(f"method: is none although {given[0]} is given; choose d3bj, or leave {given[0]} out")
+        return self
+
 
 class CompileSettings(Settings):
     """The model files made at the end."""
 
     enabled: bool = Field(True, description="compile every fidelity after training")
-    prefix: str = Field(
-        "compiled/model", min_length=1, description="start of the file names, relative to the run folder"
+    prefix: Annotated[str, AfterValidator(_inside)] = Field(
+        "compiled/model", description="start of the file names, relative to the run folder"
     )
     dispersion: dict[CountOrZero, DispersionSettings] = Field({}, description="per fidelity; none where not given")
 
@@ -339,7 +372,8 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
     """
     path = Path(path)
     values = apply_overrides(read_yaml(path), overrides)
-    data = values.get("data", {})
-    if isinstance(data, dict) and not data.get("fidelities"):
+    data = values.get("data", {} if set(values) <= set(TrainConfig.model_fields) else None)
+    # a misspelt section is better told by the schema, which finds the right name
+    if isinstance(data, dict) and not data.get("fidelities") and set(data) <= set(DataSettings.model_fields):
         raise ConfigError(f"{path}: data.fidelities: this option is required; list your data files there")
     return validated(TrainConfig, values, str(path), context={"base": path.resolve().parent})

@@ -10,7 +10,15 @@ from ase.data import chemical_symbols
 from scipy.spatial import cKDTree
 
 MIN_DISTANCE = 0.3  # Å; no two nuclei of a molecule come closer, the bond of H2 is 0.74
-MAX_ENERGY = 1e8  # eV; 100 times the largest total energies that molecules of this format have
+# a value beyond these is damaged, not large: 100 times the largest total energies of this format (eV), molecules 0.1 mm
+# across (Å), forces far above those at MIN_DISTANCE (eV/Å), and more charge than any nucleus has (e)
+LIMITS = {
+    "coord": (1e6, "1e6 Å"),
+    "energy": (1e8, "1e8 eV"),
+    "forces": (1e6, "1e6 eV/Å"),
+    "charges": (1e3, "1000 e"),
+    "spin_charges": (1e3, "1000 e"),
+}
 MAX_NUMBER = 118
 _PAIRS_AT_ONCE = 2_000_000  # distances held in memory at a time
 _TREE_ATOMS = 256  # from here on a tree finds neighbours faster than all pairs
@@ -26,10 +34,10 @@ REASONS = (
     "mult does not fit the electron count",
     "coincident atoms",
     "energy not finite",
-    "energy beyond 1e8 eV",
     "forces not finite",
     "charges not finite",
     "spin_charges not finite",
+    *(f"{column} beyond {text}" for column, (_, text) in LIMITS.items()),
 )
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
 
@@ -65,6 +73,7 @@ def check_rows(columns: Mapping[str, np.ndarray], labels: Sequence[str]) -> RowC
         reasons[(reasons == 0) & bad] = _CODE[reason]
 
     mark(~np.isfinite(coord).all(axis=(1, 2)), "coordinates not finite")
+    mark(_beyond(coord, "coord"), _beyond_reason("coord"))
     wide = numbers.astype(np.int64)
     mark(((wide < 1) | (wide > MAX_NUMBER)).any(axis=1), "atomic number outside 1..118")
     charge = columns["charge"].astype(np.float64)
@@ -86,9 +95,18 @@ def check_rows(columns: Mapping[str, np.ndarray], labels: Sequence[str]) -> RowC
     for label in labels:
         present[label], not_finite[label] = _label_state(columns.get(label), n, required=label == "energy")
         mark(not_finite[label], f"{label} not finite")
-        if label == "energy" and label in columns:
-            mark(np.abs(columns[label]) > MAX_ENERGY, "energy beyond 1e8 eV")
+        if label in columns:
+            mark(_beyond(columns[label], label), _beyond_reason(label))
     return RowChecks(reasons, present, not_finite)
+
+
+def _beyond(values: np.ndarray, column: str) -> np.ndarray:
+    """Which molecules hold a value outside `LIMITS`: (n,) bool; NaN is not for this check."""
+    return (np.abs(values) > np.float64(LIMITS[column][0])).reshape(len(values), -1).any(axis=1)
+
+
+def _beyond_reason(column: str) -> str:
+    return f"{column} beyond {LIMITS[column][1]}"
 
 
 def _label_state(values: np.ndarray | None, n: int, required: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -150,6 +168,7 @@ def describe_bad_row(columns: Mapping[str, np.ndarray], row: int, code: int) -> 
         electrons = int(numbers.sum() - charge)
         given = f"mult={float(columns['mult'][row]):g}" if "mult" in columns else "mult=1 (no mult in the file)"
         return f"{given} does not fit {electrons} electrons (charge {charge:+g})"
-    if reason == "energy beyond 1e8 eV":
-        return f"energy is {float(columns['energy'][row]):g} eV"
+    column = next((name for name in LIMITS if reason == _beyond_reason(name)), None)
+    if column is not None:
+        return f"{column} reaches {float(np.abs(columns[column][row]).max()):g}, beyond {LIMITS[column][1]}"
     return f"{reason} (NaN or infinite)"

@@ -69,8 +69,8 @@ def _warning(fidelity: int, slope: float, correlation: float) -> str | None:
         )
     if correlation > _MIN_CORRELATION and not 1 / _FACTOR < slope < _FACTOR:
         return (
-            f"the forces of fidelity {fidelity} are not in eV/Å: energy differences are {slope:.3g} times what they"
-            " say; convert them (1 Hartree/Bohr = 51.42 eV/Å)"
+            f"the forces of fidelity {fidelity} are not in eV/Å, or its energies not in eV: energy differences are"
+            f" {slope:.3g} times what the forces say; convert them (1 Hartree = 27.21 eV, 1 Hartree/Bohr = 51.42 eV/Å)"
         )
     return None
 

@@ -145,7 +145,15 @@ class MultiFidelityDataset:
         for fidelity, spec in self.specs.items():
             if not (self.fidelity_of == fidelity).any():
                 raise DataError(f"fidelity {fidelity} ({spec.name}): no usable molecule is left; mend the data")
+        self._note_copies([file for _, file in files])
         self._identify(files, scans)
+
+    def _note_copies(self, files: Sequence[H5File]) -> None:
+        first: dict[str, Path] = {}
+        for file, (_, digest) in zip(files, self._digests, strict=True):
+            other = first.setdefault(digest, file.path)
+            if other is not file.path:
+                self.notes.append(f"{file.path} holds the same data as {other}: its molecules count twice")
 
     def _identify(self, files: list[tuple[int, H5File]], scans: list[GroupScan]) -> None:
         """Settle what tells molecules apart; connectivity keys themselves are made on first use."""

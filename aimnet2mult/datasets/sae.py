@@ -24,6 +24,7 @@ _JOULE_PER_CALORIE = 4.184
 _UNITS = {"Hartree": EV_PER_HARTREE, "kcal/mol": EV_PER_KCAL_MOL, "kJ/mol": EV_PER_KCAL_MOL / _JOULE_PER_CALORIE}
 # eV; every method with explicit electrons puts hydrogen here: 13.6 for the free atom, a few more when bonded
 _HYDROGEN = (-0.7 * EV_PER_HARTREE, -0.3 * EV_PER_HARTREE)
+_FAR = 30.0  # eV per atom; above every binding and ionisation energy per atom, helium's 24.6 included
 _ATOM_TOLERANCE = 0.08  # all-electron atoms lie within 3 % of the formula of `_statistical_atom`
 
 
@@ -94,7 +95,7 @@ def fit_sae(table: CompositionTable) -> SAEFit:
     unit = _wrong_unit({z: value for z, value in values.items() if z not in undetermined})
     if unit is not None:
         warnings.append(
-            f"WARNING: these self-atomic energies look like {unit}, but energies must be in eV;"
+            f"these self-atomic energies look like {unit}, but energies must be in eV;"
             f" multiply the energies (and forces) by {_UNITS[unit]:.9g}"
         )
     residuals = table.energies - counts @ solution
@@ -223,4 +224,29 @@ def check_sae_covers(sae: Mapping[int, float], elements: Iterable[int], fidelity
         )
 
 
-__all__ = ["SAEFit", "check_sae_covers", "fit_sae", "read_sae", "sae_array", "write_sae"]
+def sae_residuals(table: CompositionTable, values: Mapping[int, float], source: str) -> tuple[str, str | None]:
+    """How far energies lie from given self-atomic energies: one line for the log, and a warning where it is too far.
+
+    Parameters
+    ----------
+    table
+        Compositions and energies.
+    values
+        Self-atomic energies in eV, with every element of the table.
+    source
+        Where the values come from, for the warning.
+    """
+    atomic = np.array([values[z] for z in table.elements])
+    counts = table.counts.astype(np.float64)
+    per_atom = (table.energies - counts @ atomic) / counts.sum(axis=1)
+    rmse, middle = float(np.sqrt(np.mean(per_atom**2))), float(np.median(per_atom))
+    line = f"residuals per atom: median {middle * MILLI:.2f} meV, RMSE {rmse * MILLI:.2f} meV"
+    if abs(middle) <= _FAR:
+        return line, None
+    return line, (
+        f"the energies lie {middle:+.4g} eV per atom from the self-atomic energies in {source}: these belong to another"
+        " level of theory, or one of the two is not in eV; fit them again with python -m aimnet2mult.training.calc_sae"
+    )
+
+
+__all__ = ["SAEFit", "check_sae_covers", "fit_sae", "read_sae", "sae_array", "sae_residuals", "write_sae"]

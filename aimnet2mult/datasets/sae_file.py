@@ -11,8 +11,9 @@ import numpy as np
 import yaml
 from ase.data import atomic_numbers, chemical_symbols
 
+from aimnet2mult.configs.yaml_io import parse_yaml
 from aimnet2mult.datasets.checks import MAX_NUMBER
-from aimnet2mult.errors import DataError
+from aimnet2mult.errors import ConfigError, DataError
 from aimnet2mult.files import atomic_write_text
 
 _MAX_BYTES = 100_000  # 118 elements with comments fit many times over
@@ -47,10 +48,13 @@ def read_sae(path: str | Path) -> dict[int, float]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(f"{path} is too large for a file of self-atomic energies; check the path")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} cannot be read as YAML ({reason}); fit it again with calc_sae") from error
+        content = parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; fit it with python -m aimnet2mult.training.calc_sae") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); fit it again with calc_sae") from error
+    except ConfigError as error:
+        raise DataError(f"{error}; mend it, or fit it again with calc_sae") from None
     if not isinstance(content, dict) or not content:
         raise DataError(f"{path} holds no self-atomic energies; expected lines like 'H: -13.6'")
     values: dict[int, float] = {}
@@ -72,8 +76,6 @@ def sae_array(values: Mapping[int, float]) -> np.ndarray:
 
 
 def _atomic_number(key: Any, path: Path) -> int:
-    if key is False:
-        raise DataError(f"{path}: an element symbol was read as the YAML word for false; write 'No' in quotes")
     if isinstance(key, int) and not isinstance(key, bool) and 1 <= key <= MAX_NUMBER:
         return key
     if isinstance(key, str):
@@ -87,7 +89,6 @@ def _atomic_number(key: Any, path: Path) -> int:
 
 
 def _energy(value: Any, symbol: str, path: Path) -> float:
-    # YAML 1.1 reads 1e-4 as text
     try:
         energy = math.nan if isinstance(value, bool | list | dict) else float(value)
     except (TypeError, ValueError):

@@ -189,7 +189,8 @@ def read_split(path: str | Path, fingerprint: str | None = None) -> Split:
         stored = str(content["fingerprint"])
         split = Split(train, val, test, int(content["seed"]), str(content["identity"]), stored)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path} is not a split file ({error}); delete it to split anew") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a split file ({reason}); delete it to split anew") from error
     if fingerprint is not None and fingerprint != split.fingerprint:
         raise DataError(f"{path} was made from other data than the files hold now; use a new run folder")
     return split

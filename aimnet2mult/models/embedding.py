@@ -30,22 +30,22 @@ class FidelityEmbedding(nn.Module):
         rows = _random_rows(n_features, norm)
         shape = (n_fidelities, MAX_ATOMIC_NUMBER + 1, n_features)
         if difference:
-            self.shared = nn.Parameter(rows)
-            self.own = nn.Parameter(torch.zeros(shape))
+            self.weight = nn.Parameter(rows.unsqueeze(0))
+            self.difference_weight = nn.Parameter(torch.zeros(shape))
         else:
-            self.register_parameter("shared", None)
-            self.own = nn.Parameter(rows.expand(shape).clone())
-        self.n_features = n_features
+            self.weight = nn.Parameter(rows.repeat(n_fidelities, 1, 1))
+            self.register_parameter("difference_weight", None)
 
     def forward(self, numbers: Tensor, fidelity: Tensor) -> Tensor:
         """Rows (n, F) of packed atoms with atomic `numbers` (n,) at `fidelity` (n,)."""
-        row = fidelity * self.own.shape[1] + numbers
-        features = self.own.flatten(0, 1).index_select(0, row)
-        if self.shared is not None:
-            features = features + self.shared.index_select(0, numbers)
-        return features
+        row = fidelity * self.weight.shape[1] + numbers
+        if self.difference_weight is not None:
+            shared = self.weight.squeeze(0).index_select(0, numbers)
+            return shared + self.difference_weight.flatten(0, 1).index_select(0, row)
+        return self.weight.flatten(0, 1).index_select(0, row)
 
     def at_fidelity(self, fidelity: int) -> dict[str, Tensor]:
         """State of the table that holds one fidelity alone."""
-        own = self.own.detach()[fidelity : fidelity + 1]
-        return {"own": own.clone() if self.shared is None else own + self.shared.detach()}
+        if self.difference_weight is not None:
+            return {"weight": self.weight.detach() + self.difference_weight.detach()[fidelity : fidelity + 1]}
+        return {"weight": self.weight.detach()[fidelity : fidelity + 1].clone()}

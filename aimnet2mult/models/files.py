@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential
 
 METADATA_NAME = "metadata.json"
+# what zipfile and json raise for damaged archives; RuntimeError: an entry that claims to be encrypted
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+_OURS = "give the model.pt of a training run"
 WEIGHTS_KIND = "aimnet2mult weights"
 
 
@@ -39,6 +43,8 @@ class Weights:
     state: dict[str, Tensor]
     fidelities: list[FidelityInfo]
     provenance: dict[str, str]
+    sae: dict[int, dict[int, float]]  # eV by fidelity and atomic number, as removed from the labels; {}: not known
+    path: Path
 
     def build(self) -> MultiFidelityNetwork:
         """The network with these weights.
@@ -81,18 +87,31 @@ def save_weights(
     network: MultiFidelityNetwork,
     fidelities: Sequence[FidelityInfo],
     provenance: Mapping[str, str],
+    sae: Mapping[int, Mapping[int, float]] | None = None,
 ) -> None:
-    """Write the weights of a multi-fidelity network with all that is needed to rebuild it, atomically."""
+    """Write the weights of a multi-fidelity network with all that is needed to rebuild it, atomically.
+
+    `sae` are the self-atomic energies (eV) by fidelity and atomic number that training removed from the labels.
+
+    Raises
+    ------
+    ModelFileError
+        The file cannot be written; an older one is kept.
+    """
     content = {
         "kind": WEIGHTS_KIND,
         "format_version": FORMAT_VERSION,
         "model": json.dumps(network.config.to_dict()),
         "fidelities": json.dumps([info.model_dump() for info in fidelities]),
         "provenance": dict(provenance),
+        "sae": {fidelity: dict(values) for fidelity, values in (sae or {}).items()},
         "weights": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise ModelFileError(f"{path} cannot be written ({_first_line(error)}); make room or mend the folder") from None
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -104,19 +123,57 @@ def load_weights(path: str | Path) -> Weights:
         The file is missing, damaged, or not a weights file of this package.
     """
     path = _existing(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged archive; all mean the same here
-        raise ModelFileError(f"{path}: cannot be read as weights ({_first_line(error)})") from None
+    content = read_archive(path, _OURS)
     if not isinstance(content, dict) or content.get("kind") != WEIGHTS_KIND:
-        raise ModelFileError(f"{path}: not a weights file written by aimnet2mult; give the model.pt of a training run")
+        raise ModelFileError(f"{path}: not a weights file written by aimnet2mult; {_OURS}")
     _check_version(path, content.get("format_version"))
-    return Weights(
-        config=validated(ModelConfig, json.loads(content["model"]), str(path)),
-        state=content["weights"],
-        fidelities=[FidelityInfo.model_validate(entry) for entry in json.loads(content["fidelities"])],
-        provenance=content["provenance"],
-    )
+    try:
+        return Weights(
+            config=validated(ModelConfig, json.loads(content["model"]), str(path)),
+            state=content["weights"],
+            fidelities=[FidelityInfo.model_validate(entry) for entry in json.loads(content["fidelities"])],
+            provenance=content["provenance"],
+            sae=content.get("sae", {}),
+            path=path,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: the description inside is malformed ({_first_line(error)})") from None
+
+
+def read_archive(path: Path, remedy: str) -> Any:
+    """What `torch.save` wrote to `path`, after a test of every checksum, which `torch.load` itself leaves out.
+
+    Parameters
+    ----------
+    path
+        The file.
+    remedy
+        What to do about a file that cannot be read, for the message.
+
+    Raises
+    ------
+    ModelFileError
+        The file is damaged or none that `torch.save` wrote from plain data and tensors.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_sums(path, archive, remedy)
+            compiled = any("/code/" in name for name in archive.namelist())
+    except _ARCHIVE_ERRORS as error:
+        reason = _first_line(error)
+        raise ModelFileError(f"{path}: damaged, or another kind of file ({reason}); {remedy}") from None
+    if compiled:
+        raise ModelFileError(f"{path}: this is a compiled potential; {remedy}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises many kinds for foreign content, with advice that is wrong for strange files
+        raise ModelFileError(f"{path}: holds other things than tensors and plain data; {remedy}") from None
+
+
+def _check_sums(path: Path, archive: zipfile.ZipFile, remedy: str) -> None:
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ModelFileError(f"{path}: damaged ({damaged} fails its checksum); {remedy}")
 
 
 def script_potential(potential: Potential) -> torch.jit.ScriptModule:
@@ -152,14 +209,12 @@ def read_metadata(path: str | Path) -> PotentialMetadata:
     path = _existing(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise ModelFileError(f"{path}: damaged ({damaged} fails its checksum); compile or copy it again")
+            _check_sums(path, archive, "compile or copy it again")
             names = [n for n in archive.namelist() if n.endswith(f"/extra/{METADATA_NAME}")]
             if len(names) != 1:
                 raise ModelFileError(f"{path}: not a potential compiled by aimnet2mult (no metadata inside)")
             values: dict[str, Any] = json.loads(archive.read(names[0]))
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except _ARCHIVE_ERRORS as error:
         raise ModelFileError(f"{path}: cannot be read as a compiled potential ({_first_line(error)})") from None
     _check_version(path, values.get("format_version") if isinstance(values, dict) else None)
     try:

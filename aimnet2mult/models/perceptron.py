@@ -38,30 +38,34 @@ class FidelityLinear(nn.Module):
         bound = 1.0 / math.sqrt(n_in)
         weight = torch.empty(1, n_in, n_out).uniform_(-bound, bound)
         bias = torch.empty(1, 1, n_out).uniform_(-bound, bound)
+        n_own = 1 if difference else n_fidelities
+        self.weight = nn.Parameter(weight.repeat(n_own, 1, 1))
+        self.bias = nn.Parameter(bias.repeat(n_own, 1, 1))
         if difference:
-            self.shared_weight = nn.Parameter(weight)
-            self.shared_bias = nn.Parameter(bias)
-            weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)
+            self.difference_weight = nn.Parameter(torch.zeros(n_fidelities, n_in, n_out))
+            self.difference_bias = nn.Parameter(torch.zeros(n_fidelities, 1, n_out))
         else:
-            self.register_parameter("shared_weight", None)
-            self.register_parameter("shared_bias", None)
-        self.weight = nn.Parameter(weight.repeat(n_fidelities, 1, 1))
-        self.bias = nn.Parameter(bias.repeat(n_fidelities, 1, 1))
+            self.register_parameter("difference_weight", None)
+            self.register_parameter("difference_bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n_fidelities, n, n_in) -> (n_fidelities, n, n_out)."""
         weight: Tensor = self.weight
         bias: Tensor = self.bias
-        if self.shared_weight is not None and self.shared_bias is not None:
-            weight, bias = weight + self.shared_weight, bias + self.shared_bias
+        if self.difference_weight is not None and self.difference_bias is not None:
+            weight, bias = weight + self.difference_weight, bias + self.difference_bias
         return torch.baddbmm(bias, x, weight)
 
     def at_fidelity(self, fidelity: int) -> dict[str, Tensor]:
         """State of the layer that holds one fidelity alone."""
-        weight, bias = self.weight.detach()[fidelity : fidelity + 1], self.bias.detach()[fidelity : fidelity + 1]
-        if self.shared_weight is not None and self.shared_bias is not None:
-            weight, bias = weight + self.shared_weight.detach(), bias + self.shared_bias.detach()
-        return {"weight": weight.clone(), "bias": bias.clone()}
+        weight, bias = self.weight.detach(), self.bias.detach()
+        only = slice(fidelity, fidelity + 1)
+        if self.difference_weight is not None and self.difference_bias is not None:
+            return {
+                "weight": weight + self.difference_weight.detach()[only],
+                "bias": bias + self.difference_bias.detach()[only],
+            }
+        return {"weight": weight[only].clone(), "bias": bias[only].clone()}
 
 
 class FidelityPerceptron(nn.Module):

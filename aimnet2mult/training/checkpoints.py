@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from aimnet2mult.configs.train import TrainConfig
-from aimnet2mult.errors import ConfigError, TrainingError
+from aimnet2mult.errors import ConfigError, ModelFileError, TrainingError
 from aimnet2mult.files import atomic_path
+from aimnet2mult.models.files import read_archive
 
 KIND = "aimnet2mult training state"
 VERSION = 1
@@ -106,11 +107,12 @@ def read_state(path: Path) -> dict[str, Any]:
         The file is damaged or no checkpoint of this package.
     """
     hint = "start anew with --fresh, or put a good checkpoint there"
+    if not path.is_file():
+        raise TrainingError(f"{path}: this checkpoint is missing; {hint}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged archive; all mean the same here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TrainingError(f"{path}: cannot be read as a checkpoint ({reason}); {hint}") from None
+        content = read_archive(path, hint)
+    except ModelFileError as error:
+        raise TrainingError(str(error)) from None
     if not isinstance(content, dict) or content.get("kind") != KIND:
         raise TrainingError(f"{path}: not a checkpoint of this package; {hint}")
     if content.get("version") != VERSION:

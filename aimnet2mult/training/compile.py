@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from aimnet2mult.configs.metadata import DispersionInfo, FidelityInfo, Potential
 from aimnet2mult.configs.model import load_model_config
 from aimnet2mult.datasets.sae import check_sae_covers
 from aimnet2mult.datasets.sae_file import read_sae
-from aimnet2mult.errors import AIMNet2MultError, ConfigError, ModelFileError
+from aimnet2mult.errors import AIMNet2MultError, ConfigError, DataError, ModelFileError
 from aimnet2mult.files import atomic_path
 from aimnet2mult.models.dispersion import D3BJ
 from aimnet2mult.models.files import (
@@ -32,6 +32,7 @@ from aimnet2mult.training.provenance import provenance
 from aimnet2mult.training.selftest import SelfTestReport, run_selftest
 
 DISPERSIONS = ("none", "d3bj", "d4")
+_SAME_SAE = 1e-6  # eV; files may round
 
 
 def compile_potential(
@@ -78,12 +79,18 @@ def compile_potential(
     Raises
     ------
     ConfigError
-        The fidelity does not exist, the functional is not known, or dispersion would be counted twice.
+        `output` is no prefix, the fidelity does not exist, the functional is not known, or dispersion would be
+        counted twice.
     ModelFileError
         The weights cannot be used, or the self-test fails; nothing is written.
     DataError
-        The self-atomic energies cannot be read or miss an element.
+        The self-atomic energies cannot be read, miss an element, or are not those of training.
     """
+    if not Path(output).name or str(output).endswith(("/", ".jpt")):
+        raise ConfigError(
+            f"--output is the start of the file name, such as compiled/model for compiled/model_fid{fidelity}.jpt, "
+            f"not '{output}'"
+        )
     trained = load_weights(weights)
     network = _network(trained, model).at_fidelity(fidelity).eval()
     info = _fidelity_info(trained, fidelity, weights)
@@ -91,6 +98,7 @@ def compile_potential(
     check_sae_covers(values, info.elements, f"{fidelity} '{info.name}'", str(sae))
     d3 = _dispersion(info, dispersion, functional, s6=s6, s8=s8, a1=a1, a2=a2, s9=s9)
 
+    _check_sae(trained, info, values, sae)
     known = {z: values[z] for z in info.elements}
     term = None if d3 is None else D3BJ(info.elements, D3Parameters(d3.s6, d3.s8, d3.a1, d3.a2, d3.s9))
     potential = Potential(network, [SelfAtomicEnergy(known), *([] if term is None else [term])]).eval()
@@ -133,6 +141,17 @@ def _fidelity_info(trained: Weights, fidelity: int, weights: str | Path) -> Fide
         if info.index == fidelity:
             return info
     raise ModelFileError(f"{weights} holds no description of fidelity {fidelity}; train again with this version")
+
+
+def _check_sae(trained: Weights, info: FidelityInfo, values: Mapping[int, float], source: str | Path) -> None:
+    """Refuse self-atomic energies that are not those of training: every energy would be off by the difference."""
+    known = trained.sae.get(info.index, {})
+    for z in info.elements:
+        if z in known and abs(values[z] - known[z]) > _SAME_SAE:
+            raise DataError(
+                f"{source}: {chemical_symbols[z]} is {values[z]:.6f} eV, but fidelity {info.index} '{info.name}' was "
+                f"trained with {known[z]:.6f} eV; give the sae_fid{info.index}.yaml of the training run"
+            )
 
 
 def _dispersion(

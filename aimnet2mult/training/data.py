@@ -16,7 +16,7 @@ from aimnet2mult.configs.train import DataSettings, FidelitySettings, TrainConfi
 from aimnet2mult.datasets.consistency import check_forces
 from aimnet2mult.datasets.ledger import Ledger, label_ledger
 from aimnet2mult.datasets.reader import FidelitySource, MultiFidelityDataset, data_fingerprint
-from aimnet2mult.datasets.sae import check_sae_covers, fit_sae, read_sae, sae_array, write_sae
+from aimnet2mult.datasets.sae import check_sae_covers, fit_sae, read_sae, sae_array, sae_residuals, write_sae
 from aimnet2mult.datasets.split import SplitIndices, read_split, split_by_molecule, write_split
 from aimnet2mult.errors import DataError
 from aimnet2mult.training.collate import Collate, make_loader
@@ -156,6 +156,8 @@ def prepare_data(config: TrainConfig, folder: Path, processes: Processes, log: R
         rank=processes.rank,
         world_size=processes.world_size,
     )
+    for index in (index for index, share in sampler.requested_shares.items() if share == 0):
+        log.line(f"warning: fidelity {index} ({settings.fidelities[index].name}) is never drawn: it learns nothing")
     collate = Collate({index: sae_array(values) for index, values in sae.items()}, settings.y)
     return TrainingData(dataset, ledger, fingerprint, sae, files, split, sampler, collate, settings)
 
@@ -178,7 +180,11 @@ def _self_energies(
         )
     if source.is_file():
         values = read_sae(source)
-        log.line(f"{title}: read from {source}")
+        check_sae_covers(values, dataset.elements(index), str(index), str(source))
+        line, far = sae_residuals(dataset.compositions(index), values, str(source))
+        log.line(f"{title}: read from {source}\n{line}")
+        if far is not None:
+            log.line(f"warning: fidelity {index} ({fidelity.name}): {far}")
     else:
         fit = fit_sae(dataset.compositions(index))
         values = fit.values
@@ -189,7 +195,6 @@ def _self_energies(
             write_sae(
                 kept, values, f"fitted to {', '.join(path.name for path in fidelity.files)}: {fit.samples} samples"
             )
-    check_sae_covers(values, dataset.elements(index), str(index), str(source))
     if processes.first and fidelity.sae is not None and fidelity.sae != kept:
         shutil.copyfile(fidelity.sae, kept)
     return values

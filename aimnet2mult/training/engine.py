@@ -320,7 +320,7 @@ class Trainer:
         raise TrainingError(
             f"the {what} is not finite in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, "
             f"with molecules {', '.join(suspects(batch, dict(predictions)))}; "
-            f"{self.last} keeps the last good state; {self._remedy()}"
+            f"{self.last} keeps the last good state; check their labels, or {self._remedy()}"
         )
 
 

@@ -70,7 +70,7 @@ def finish(
     weights = folder / "model.pt"
     for path in (weights, save):
         if path is not None:
-            save_weights(path, network, infos, origin)
+            save_weights(path, network, infos, origin, data.sae)
             log.line(f"weights of epoch {progress.best_epoch}: {path}")
     alone = Processes(device=processes.device)
     network = network.to(alone.device).eval()

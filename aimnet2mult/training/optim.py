@@ -37,6 +37,11 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() > 1 and not special
 
 
+def is_difference(name: str) -> bool:
+    """Whether a parameter is the difference of a fidelity from what all fidelities share."""
+    return name.split(".")[-1].startswith("difference_")
+
+
 def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Make the optimiser of the settings for all parameters of `network`.
 
@@ -50,18 +55,22 @@ def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.op
     options = [key for key in inspect.signature(kind).parameters if key != "params"]
     kwargs: dict[str, Any] = {}
     for key, value in settings.kwargs.items():
-        resolve(key, dict.fromkeys(options), where)
+        resolve(key, dict.fromkeys(options), where, "argument")
         kwargs[key] = tuple(value) if isinstance(value, list) else value
     if "fused" in options and not {"fused", "foreach", "differentiable"} & set(kwargs):
         # one pass over each tensor instead of a dozen small operations
         kwargs["fused"] = True
-    decayed: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        (decayed if is_decayed(name, parameter) else rest).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+        difference, decayed = is_difference(name), is_decayed(name, parameter)
+        group = groups.setdefault((difference, decayed), {"params": []})
+        group["params"].append(parameter)
+        if difference:
+            group["lr"] = kwargs["lr"] * settings.difference_lr_factor
+        if not decayed:
+            group["weight_decay"] = 0.0
     try:
-        return kind([group for group in groups if group["params"]], **kwargs)
+        return kind(list(groups.values()), **kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{where}: {settings.class_} refuses these values: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,4 +92,6 @@ def processes(device_name: str) -> Iterator[Processes]:
     try:
         yield Processes(idist.get_rank(), idist.get_world_size(), device)
     finally:
+        # networks wrapped for several processes sit in reference cycles; one that outlives the group can abort at exit
+        gc.collect()
         idist.finalize()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +13,17 @@ import torch
 from aimnet2mult.configs.classpaths import resolve
 from aimnet2mult.configs.model import ModelConfig, load_model_config
 from aimnet2mult.configs.train import TrainConfig
+from aimnet2mult.datasets.format import LABELS
 from aimnet2mult.errors import ConfigError, TrainingError
-from aimnet2mult.models.files import fill_network, load_weights
+from aimnet2mult.models.files import Weights, fill_network, load_weights
 from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.physics.functionals import resolve_d3
 from aimnet2mult.training.checkpoints import check_identity, identity_of, read_state
 from aimnet2mult.training.data import TrainingData, prepare_data
 from aimnet2mult.training.engine import Trainer
 from aimnet2mult.training.finish import finish
 from aimnet2mult.training.logs import EpochLog, RunLog
-from aimnet2mult.training.loss import LOSSES, MTLoss
+from aimnet2mult.training.loss import LOSSES, MTLoss, energy_loss_fn, peratom_loss_fn
 from aimnet2mult.training.processes import Processes, processes
 
 
@@ -69,8 +73,10 @@ def train(
     aimnet2mult.training.interrupt.StoppedError
         SIGINT or SIGTERM came; the state is saved.
     """
+    _check_save(save)
     if not dry_run:
         return _run(config, load, save, fresh)
+    there = config.run.folder.exists()
     folder = config.run.folder / "dry_run"
     run = config.run.model_copy(update={"folder": folder})
     trainer = config.trainer.model_copy(update={"epochs": 1})
@@ -81,6 +87,9 @@ def train(
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if not there:
+            with suppress(OSError):  # another run came to use it
+                config.run.folder.rmdir()
     print(f"dry run complete: every stage works; {folder} is removed again")
     return result
 
@@ -89,19 +98,25 @@ def _run(config: TrainConfig, load: Path | None, save: Path | None, fresh: bool,
     model = load_model_config(config.model)
     loss = build_loss(config)
     _check_model(config, model, loss)
+    start = None if load is None else load_weights(load)
     folder = config.run.folder
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with processes(config.run.device) as group:
         if group.first:
-            _prepare_folder(folder, fresh)
+            _prepare_folder(config, fresh)
         group.wait()
         log = RunLog(folder / "logs/run.log", quiet=not group.first)
-        data, trainer = _train(config, model, loss, load, group, log, limit)
+        data, trainer = _train(config, model, loss, start, fresh, group, log, limit)
+        progress, best = trainer.progress, trainer.best
+        del trainer  # what averages gradients over processes must go before the processes part
     result = RunResult(folder, folder / "model.pt", {})
     if group.first:
-        where = (folder, trainer.best, group, log, save, limit)
-        result.compiled.update(finish(config, model, data, loss, trainer.progress, *where))
+        where = (folder, best, group, log, save, limit)
+        try:
+            result.compiled.update(finish(config, model, data, loss, progress, *where))
+        except OSError as error:
+            raise _unwritable(folder, error) from None
     return result
 
 
@@ -116,16 +131,22 @@ def build_loss(config: TrainConfig) -> MTLoss:
     kind = resolve(config.loss.class_, LOSSES, "loss.class")
     loss = kind({name: term.model_dump() for name, term in config.loss.kwargs.components.items()})
     for name, term in loss.terms.items():
+        where = f"loss.kwargs.components.{name}"
         if term.key_true not in config.data.y:
+            raise ConfigError(f"{where}: the label '{term.key_true}' is not in data.y ({', '.join(config.data.y)})")
+        if term.key_pred not in LABELS:
             raise ConfigError(
-                f"loss.kwargs.components.{name}: the label '{term.key_true}' is not in data.y "
-                f"({', '.join(config.data.y)})"
+                f"{where}: the network predicts energy, forces, charges and spin_charges, not '{term.key_pred}'"
             )
-        if term.key_pred not in ("energy", "forces", "charges", "spin_charges"):
+        if term.key_pred != term.key_true:
             raise ConfigError(
-                f"loss.kwargs.components.{name}: the network predicts energy, forces, charges and spin_charges, "
-                f"not '{term.key_pred}'"
+                f"{where}: the prediction '{term.key_pred}' cannot be compared with the label '{term.key_true}'; "
+                "give key_pred and key_true the same name"
             )
+        # a quantity per molecule and one per atom have their own functions
+        fitting = energy_loss_fn if term.key_true == "energy" else peratom_loss_fn
+        if term.fn is not fitting:
+            raise ConfigError(f"{where}.fn: '{term.key_true}' needs aimnet2mult.train.loss.{fitting.__name__}")
     return loss
 
 
@@ -135,6 +156,11 @@ def _check_model(config: TrainConfig, model: ModelConfig, loss: MTLoss) -> None:
         raise ConfigError(
             f"{config.model}: num_fidelities is {model.num_fidelities}, but data.fidelities lists {count}; "
             "make them agree"
+        )
+    if model.kwargs.num_charge_channels == 2 and "mult" not in config.data.x:
+        raise ConfigError(
+            f"data.x lacks mult, but {config.model} has num_charge_channels: 2, which needs it; add it to data.x "
+            "(a file without it counts as mult 1)"
         )
     if model.kwargs.num_charge_channels == 1 and "spin_charges" in loss.needs.predictions:
         raise ConfigError(
@@ -148,17 +174,44 @@ def _check_model(config: TrainConfig, model: ModelConfig, loss: MTLoss) -> None:
                 f"compile.dispersion.{index}: the labels of {fidelity.name} include dispersion already "
                 "(labels_include_dispersion: true), so adding it would count it twice; set method: none"
             )
+        if chosen.method != "none" and config.compile.enabled:
+            try:
+                resolve_d3(**chosen.model_dump(exclude={"method", "functional"}), name=chosen.functional)
+            except ConfigError as error:
+                raise ConfigError(f"compile.dispersion.{index}: {error}") from None
 
 
-def _prepare_folder(folder: Path, fresh: bool) -> None:
-    """Make the run folder; clear what an older run left there when this one starts anew."""
+def _unwritable(folder: Path, error: OSError) -> TrainingError:
+    return TrainingError(f"{folder}: cannot be written ({error.strerror or error}); mend it and run again")
+
+
+def _check_save(save: Path | None) -> None:
+    """Refuse a place for the weights that cannot be written, before hours of training."""
+    if save is None:
+        return
+    if save.is_dir():
+        raise ConfigError(f"--save: {save} is a folder; give the name of a file in it, such as {save / 'model.pt'}")
+    try:
+        with tempfile.TemporaryFile(dir=next(parent for parent in save.absolute().parents if parent.exists())):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--save: {save} cannot be written ({error.strerror}); choose another place") from None
+
+
+def _prepare_folder(config: TrainConfig, fresh: bool) -> None:
+    """Make the run folder; clear split and fitted energies of an older run when this one starts anew.
+
+    Checkpoints stay until data and settings have passed their checks.
+    """
+    folder = config.run.folder
+    given = {fidelity.sae for fidelity in config.data.fidelities.values()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if fresh or not (folder / "checkpoints/last.pt").exists():
-            for name in ("checkpoints/last.pt", "checkpoints/best.pt", "logs/metrics.csv", "split.yaml"):
-                (folder / name).unlink(missing_ok=True)
+            (folder / "split.yaml").unlink(missing_ok=True)
             for path in folder.glob("sae_fid*.yaml"):
-                path.unlink()
+                if path.resolve() not in given:
+                    path.unlink()
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
@@ -170,7 +223,8 @@ def _train(
     config: TrainConfig,
     model: ModelConfig,
     loss: MTLoss,
-    load: Path | None,
+    start: Weights | None,
+    fresh: bool,
     group: Processes,
     log: RunLog,
     limit: int | None,
@@ -182,10 +236,14 @@ def _train(
     torch.manual_seed(config.run.seed)
     network = MultiFidelityNetwork(model)
     last = folder / "checkpoints/last.pt"
-    content = read_state(last) if last.exists() else None
-    if content is None and load is not None:
-        fill_network(network, load_weights(load).state)
-        log.line(f"weights to start from: {load}")
+    content = read_state(last) if last.exists() and not fresh else None
+    if content is None and start is not None:
+        fill_network(network, start.state)
+        log.line(f"weights to start from: {start.path}")
+    if content is None and group.first:
+        for path in (last, last.with_name("best.pt"), folder / "logs/metrics.csv"):
+            path.unlink(missing_ok=True)
+    group.wait()
     notes = [] if content is None else check_identity(content, identity, last)
     done = 0 if content is None else int(content["progress"]["epoch"])
     epochs = EpochLog(
@@ -206,8 +264,8 @@ def _train(
         trainer.resume(content)
         for note in notes:
             log.line(f"changed since the checkpoint: {note}")
-        if load is not None:
-            log.line(f"note: --load {load} is not used, since {last} is there; start anew with --fresh")
+        if start is not None:
+            log.line(f"note: --load {start.path} is not used, since {last} is there; start anew with --fresh")
         at = f"epoch {trainer.progress.epoch + 1}, step {trainer.progress.step + 1}"
         log.line(f"training is finished: {last}" if trainer.finished else f"training goes on at {at}: {last}")
     else:
@@ -216,7 +274,7 @@ def _train(
     try:
         trainer.run()
     except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written ({error.strerror or error}); mend it and run again") from None
+        raise _unwritable(folder, error) from None
     finally:
         epochs.close()
     return data, trainer
