@@ -7,6 +7,10 @@ fidelity. Two networks of the same architecture and recipe (those of the example
 command line with one thread each: one on all fidelities, one on the judged fidelity alone. The cost of a step
 is measured first, so that both get the same CPU time. The schedule ends with the budget in both.
 
+Both ends of each training are judged: the weights of its best validation epoch and those of its last. What is
+trained alone overfits, so it is given the better of the two, chosen by its errors on the judged molecules; what is
+trained together gets those of the last epoch, as in the recipe.
+
 Errors on the molecules never seen, per fidelity:
   MAE      mean of |dE| per atom over all samples, meV/atom (a few ions and radicals dominate it)
   median   over molecules, of their mean |dE| per atom, meV/atom
@@ -34,7 +38,9 @@ import yaml
 
 from aimnet2mult.datasets.reader import FidelitySource, MultiFidelityDataset
 from aimnet2mult.datasets.sae_file import read_sae, sae_array
-from aimnet2mult.models.files import load_weights
+from aimnet2mult.models.files import fill_network, load_weights
+from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.training.checkpoints import read_state
 from aimnet2mult.training.collate import Collate, make_loader
 from aimnet2mult.training.sampler import evaluation_batches
 from aimnet2mult.training.step import has_forces, predict
@@ -50,6 +56,7 @@ class Result:
 
     seed: int
     run: str
+    weights: str  # best or last
     fidelity: str
     samples: int
     molecules: int
@@ -109,8 +116,9 @@ def _one(args: argparse.Namespace, seed: int, run: str) -> list[Result]:
     tests = {new: folder / f"test{old}_{run}.h5" for new, old in kept.items()}
     names = {new: fidelities[old]["name"] for new, old in kept.items()}
     return [
-        Result(seed=seed, run=run, fidelity=names[i], steps=steps, cpu_seconds=round(cpu, 1), **row)
-        for i, row in _errors(folder / run, tests, names).items()
+        Result(seed=seed, run=run, weights=which, fidelity=names[i], steps=steps, cpu_seconds=round(cpu, 1), **row)
+        for which in ("best", "last")
+        for i, row in _errors(folder / run, which, tests, names).items()
     ]
 
 
@@ -198,9 +206,10 @@ def _wait(process: subprocess.Popen[bytes]) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _errors(folder: Path, tests: dict[int, Path], names: dict[int, str]) -> dict[int, dict[str, Any]]:
+def _errors(folder: Path, which: str, tests: dict[int, Path], names: dict[int, str]) -> dict[int, dict[str, Any]]:
     weights = load_weights(folder / "model.pt")
-    network = weights.build().eval()
+    state = read_state(folder / "checkpoints" / f"{which}.pt")["ema"]
+    network = fill_network(MultiFidelityNetwork(weights.config), state).eval()
     labels = weights.fidelities[0].labels if len(tests) == 1 else ["energy", "forces"]
     dataset = MultiFidelityDataset(
         {i: FidelitySource(i, names[i], (p,)) for i, p in tests.items()}, labels, "error", 512
@@ -241,17 +250,20 @@ def _measures(dataset: MultiFidelityDataset, i: int, energy: np.ndarray, forces:
 def _report(results: list[Result], args: argparse.Namespace) -> None:
     print(f"\nbudget {args.budget:g} CPU seconds, one thread; {time.strftime('%Y-%m-%d')}")
     columns = ("MAE", "median", "relative", "forces", "steps", "CPU s")
-    print(f"{'seed':>4} {'run':6} {'fidelity':10}" + "".join(f"{name:>10}" for name in columns))
+    print(f"{'seed':>4} {'run':6}{'weights':8} {'fidelity':10}" + "".join(f"{name:>10}" for name in columns))
     for r in results:
         force = "-" if r.forces is None else f"{r.forces:.0f}"
         print(
-            f"{r.seed:>4} {r.run:6} {r.fidelity:10}{r.mae:10.1f}{r.median:10.1f}{r.relative:10.2f}{force:>10}"
-            f"{r.steps:>10}{r.cpu_seconds:10.0f}"
+            f"{r.seed:>4} {r.run:6}{r.weights:8} {r.fidelity:10}"
+            f"{r.mae:10.1f}{r.median:10.1f}{r.relative:10.2f}{force:>10}{r.steps:>10}{r.cpu_seconds:10.0f}"
         )
-    judged = [r for r in results if r.run == "alone"]
-    together = {r.seed: r for r in results if r.run == "all" and r.fidelity == judged[0].fidelity}
+    alone = [r for r in results if r.run == "alone"]
+    together = {
+        r.seed: r for r in results if r.run == "all" and r.weights == "last" and r.fidelity == alone[0].fidelity
+    }
     for measure in ("mae", "median", "relative"):
-        ratios = [getattr(together[r.seed], measure) / getattr(r, measure) for r in judged]
+        rivals = {seed: min(getattr(r, measure) for r in alone if r.seed == seed) for seed in together}
+        ratios = [getattr(r, measure) / rivals[seed] for seed, r in together.items()]
         mean = np.exp(np.mean(np.log(ratios)))
         print(f"{measure:9} all / alone: {', '.join(f'{x:.2f}' for x in ratios)}; geometric mean {mean:.2f}")
 

@@ -280,6 +280,11 @@ class TrainerSettings(Settings):
     early_stopping: EarlyStopping | None = Field(
         None, description="null: all epochs are run and the validation loss chooses the best weights"
     )
+    final_weights: Literal["best", "last"] = Field(
+        "best",
+        description="what the run ends with: the running mean of the best epoch, or of the last one, which a few "
+        "odd validation molecules cannot spoil",
+    )
 
 
 class WandbSettings(Settings):

@@ -33,13 +33,13 @@ def finish(
     loss: MTLoss,
     progress: Progress,
     folder: Path,
-    best: Path,
+    checkpoint: Path,
     processes: Processes,
     log: RunLog,
     save: Path | None = None,
     limit: int | None = None,
 ) -> dict[int, Path]:
-    """Make everything that a run leaves behind, from its best weights.
+    """Make everything that a run leaves behind, from the weights of a checkpoint.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ def finish(
         The run.
     folder
         Run folder.
-    best
-        Checkpoint with the best running mean of the weights.
+    checkpoint
+        Whose running mean of the weights is taken.
     processes
         Gives the device; this stage runs in the first process alone.
     log
@@ -64,14 +64,15 @@ def finish(
         Model file of each fidelity; empty when compiling is switched off.
     """
     infos = data.fidelity_infos()
-    network = fill_network(MultiFidelityNetwork(model), read_state(best)["ema"])
+    network = fill_network(MultiFidelityNetwork(model), read_state(checkpoint)["ema"])
     origin = {**provenance(), "run": config.run.name, "seed": str(config.run.seed), "data": data.fingerprint}
-    origin |= {"best_epoch": str(progress.best_epoch), "steps": str(progress.total_steps)}
+    epoch = progress.best_epoch if config.trainer.final_weights == "best" else progress.epoch
+    origin |= {"epoch": str(epoch), "best_epoch": str(progress.best_epoch), "steps": str(progress.total_steps)}
     weights = folder / "model.pt"
     for path in (weights, save):
         if path is not None:
             save_weights(path, network, infos, origin, data.sae)
-            log.line(f"weights of epoch {progress.best_epoch}: {path}")
+            log.line(f"weights of epoch {epoch}: {path}")
     alone = Processes(device=processes.device)
     network = network.to(alone.device).eval()
     results = {}

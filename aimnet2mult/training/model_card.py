@@ -141,7 +141,7 @@ def _errors(errors: Mapping[str, Sequence[ErrorRow]], infos: Sequence[FidelityIn
 
 def _files(compiled: Mapping[int, Path], folder: Path) -> str:
     rows = [
-        ("model.pt", "weights of all fidelities (running mean, best epoch)"),
+        ("model.pt", "weights of all fidelities (running mean)"),
         *((path.relative_to(folder), f"model file of fidelity {index}") for index, path in compiled.items()),
         ("sae_fid*.yaml", "self-atomic energies"),
         ("split.yaml", "which molecules were held back"),

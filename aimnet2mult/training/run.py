@@ -108,11 +108,12 @@ def _run(config: TrainConfig, load: Path | None, save: Path | None, fresh: bool,
         group.wait()
         log = RunLog(folder / "logs/run.log", quiet=not group.first)
         data, trainer = _train(config, model, loss, start, fresh, group, log, limit)
-        progress, best = trainer.progress, trainer.best
+        progress = trainer.progress
+        chosen = trainer.best if config.trainer.final_weights == "best" else trainer.last
         del trainer  # what averages gradients over processes must go before the processes part
     result = RunResult(folder, folder / "model.pt", {})
     if group.first:
-        where = (folder, best, group, log, save, limit)
+        where = (folder, chosen, group, log, save, limit)
         try:
             result.compiled.update(finish(config, model, data, loss, progress, *where))
         except OSError as error:
