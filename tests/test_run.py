@@ -23,6 +23,7 @@ from run_case import (
 from aimnet2mult.configs.train import load_train_config
 from aimnet2mult.models.files import load_potential, load_weights
 from aimnet2mult.training.cli_args import main
+from aimnet2mult.training.engine import Trainer
 from aimnet2mult.training.interrupt import StoppedError
 from aimnet2mult.training.run import train
 
@@ -227,3 +228,16 @@ def test_two_processes_equal_one(case):
         assert float(x["val_loss"]) == pytest.approx(float(y["val_loss"]), rel=1e-4)
         assert float(x["train_energy"]) == pytest.approx(float(y["train_energy"]), rel=1e-4)
         assert x["share_realised_fid0"] == y["share_realised_fid0"]
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_final_weights_are_those_asked_for(case, monkeypatch, which):
+    # a selection that likes the first epoch best
+    monkeypatch.setattr(Trainer, "_selection", lambda self, sums, validation: float(self.progress.epoch))
+    train(load_train_config(case, [f"trainer.final_weights={which}"]))
+    folder = case.parent / "out"
+    found = load_weights(folder / "model.pt")
+    ema = {name: torch.load(folder / f"checkpoints/{name}.pt", weights_only=True)["ema"] for name in ("best", "last")}
+    assert any(not torch.equal(ema["best"][key], ema["last"][key]) for key in found.state)
+    assert_same(dict(found.state), dict(ema[which]))
+    assert found.provenance["epoch"] == {"best": "1", "last": "3"}[which]
