@@ -18,7 +18,7 @@ from aimnet2mult.calculators import ase as calculator_module
 from aimnet2mult.calculators.evaluation import Evaluation
 from aimnet2mult.configs.metadata import FidelityInfo, PotentialMetadata
 from aimnet2mult.configs.model import ModelConfig
-from aimnet2mult.models.files import save_potential, script_potential
+from aimnet2mult.models.files import script_potential, write_potential
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
 
@@ -56,7 +56,8 @@ def write_fidelity(network: MultiFidelityNetwork, info: FidelityInfo, prefix: Pa
         provenance={},
     )
     path = Path(f"{prefix}_fid{info.index}.jpt")
-    save_potential(path, script_potential(Potential(single, [SelfAtomicEnergy(sae), Springs()])), metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_potential(path, script_potential(Potential(single, [SelfAtomicEnergy(sae), Springs()])), metadata)
     return path
 
 

@@ -154,3 +154,19 @@ def test_charges_of_the_backbone_are_one_set_for_all_fidelities() -> None:
     found = network(suites.collate([suites.structure("H2O")] * 2, [0, 1]))
     suites.assert_close(found.charges[0], found.charges[1])
     assert (found.energy[0] - found.energy[1]).abs() > 1e-3
+
+
+def test_spin_charges_left_out_are_zero() -> None:
+    full, without = suites.network(), suites.network(outputs={"spin_charges": None})
+    assert without.config.kwargs.num_charge_channels == 2
+    batch = suites.collate(suites.structures(), 1)
+    expected, found = full(batch), without(batch)
+    assert expected.spin_charges.abs().max() > 1e-2
+    assert (found.spin_charges == 0.0).all()
+    assert torch.equal(found.energy, expected.energy)
+    assert torch.equal(found.charges, expected.charges)
+    scripted = torch.jit.script(without.at_fidelity(1))
+    alone = scripted(suites.collate(suites.structures()))
+    assert (alone.spin_charges == 0.0).all()
+    assert alone.spin_charges.shape == batch.numbers.shape
+    suites.assert_close(alone.charges, expected.charges)

@@ -159,6 +159,25 @@ def test_total_is_the_weighted_sum():
     assert needs.labels == needs.predictions == {"energy", "forces"}
 
 
+@pytest.mark.parametrize("name", ["energy", "forces", "charges", "spin_charges"])
+def test_a_term_named_after_a_label_is_about_that_label(name):
+    fn = "energy_loss_fn" if name == "energy" else "peratom_loss_fn"
+    loss = MTLoss({name: {"fn": f"aimnet2mult.train.loss.{fn}"}})
+    assert loss.needs.labels == loss.needs.predictions == {name}
+    pred, true = pair()
+    pred["spin_charges"], true["spin_charges"] = 2 * pred["charges"].detach(), true["charges"]
+    function = energy_loss_fn if name == "energy" else peratom_loss_fn
+    assert loss(pred, true).components[name].item() == function(pred, true, name, name).item()
+
+
+def test_a_term_named_after_another_label_is_refused():
+    fn = "aimnet2mult.train.loss.peratom_loss_fn"
+    for kwargs in ({"key_true": "forces", "key_pred": "forces"}, {"key_pred": "charges"}, {"key_true": "charges"}):
+        with pytest.raises(ConfigError, match=r"the term is named 'charges' but its key_\w+ is 'forces'"):
+            MTLoss({"charges": {"fn": fn, "kwargs": kwargs}})
+    assert MTLoss({"my forces": {"fn": fn}}).needs.labels == {"forces"}
+
+
 def test_halves_of_a_batch_in_two_processes_average_to_the_whole():
     loss = MTLoss(COMPONENTS)
     pred, true = pair(mask=(True, False, True))

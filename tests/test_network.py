@@ -156,3 +156,11 @@ def test_float32_network_on_float64_coordinates() -> None:
     assert (found.forces - expected.forces).abs().max() < 1e-5
     # equilibration is float64 even where the network is not
     suites.check_charge_sums(network, suites.structures(), tolerance=1e-10)
+
+
+def test_weights_hold_nothing_that_follows_from_the_settings() -> None:
+    """Else weights could move the Gaussians away from the settings that the exponent follows."""
+    network = suites.network()
+    assert set(network.state_dict()) == {name for name, _ in network.named_parameters()}
+    assert network.backbone.basis.centres.dtype == torch.float64
+    assert network.backbone.basis.centres.tolist() == pytest.approx([0.8 + 0.7 * k for k in range(6)], abs=1e-6)

@@ -8,7 +8,7 @@ from torch import nn
 
 from aimnet2mult.configs.train import ConstantSchedule, CosineSchedule, OptimizerSettings, PlateauSchedule
 from aimnet2mult.errors import ConfigError
-from aimnet2mult.training.optim import LearningRate, build_optimizer
+from aimnet2mult.training.optim import LearningRate, build_optimizer, with_settings_of
 
 
 class Net(nn.Module):
@@ -63,6 +63,21 @@ def test_every_optimizer_moves_all_weights(name):
 def test_bad_settings(given, words):
     with pytest.raises(ConfigError, match=words):
         build_optimizer(Net(), given)
+
+
+def test_changed_settings_outlive_a_checkpoint():
+    old, new = Net(), Net()
+    optimizer = build_optimizer(old, settings(weight_decay=0.5, betas=[0.9, 0.99]))
+    for p in old.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    state = optimizer.state_dict()
+    changed = build_optimizer(new, settings(weight_decay=0.25, betas=[0.8, 0.9], eps=1e-3))
+    changed.load_state_dict(with_settings_of(changed, state))
+    assert {group["weight_decay"] for group in changed.param_groups} == {0.25, 0.0}
+    assert all(group["betas"] == (0.8, 0.9) and group["eps"] == 1e-3 for group in changed.param_groups)
+    for key, moments in changed.state_dict()["state"].items():
+        assert all(torch.equal(value, state["state"][key][name]) for name, value in moments.items())
 
 
 def rates(schedule, steps):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ import suites
 import torch
 from torch import Tensor
 
-from aimnet2mult.models.files import script_potential
+from aimnet2mult.configs.metadata import FidelityInfo
+from aimnet2mult.datasets.sae_file import write_sae
+from aimnet2mult.models.files import save_weights, script_potential
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
 from aimnet2mult.types import Molecules, Prediction
@@ -150,3 +155,29 @@ def test_casting_the_self_atomic_energies_is_refused(network: MultiFidelityNetwo
     module = reloaded(Potential(network.at_fidelity(0), [SelfAtomicEnergy(SAE)])).to(torch.float32)
     with pytest.raises(Exception, match="cast the coordinates, not this potential"):
         module(as_dict(suites.collate(suites.structures()[:1])))
+
+
+def test_full_disk_ends_compilation_with_a_sentence(tmp_path: Path) -> None:
+    """The kernel refuses more than 10 kB per file, as a full disk would; the older file stays."""
+    info = FidelityInfo(index=0, name="PBE0", elements=sorted(SAE), labels=["energy"])
+    save_weights(tmp_path / "model.pt", suites.network().float(), [info], {})
+    write_sae(tmp_path / "sae.yaml", SAE)
+    older = tmp_path / "model_fid0.jpt"
+    older.write_bytes(b"older")
+    program = (
+        "import resource, sys; from aimnet2mult.training.compile import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["--weights", "model.pt", "--sae", "sae.yaml", "--output", "model", "--fidelity", "0"]
+    root = str(Path(__file__).parents[1])
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {program}", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.strip() == ("error: model_fid0.jpt cannot be written (File too large); choose another --output")
+    assert older.read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.pt", "model_fid0.jpt", "sae.yaml"]

@@ -138,6 +138,14 @@ def test_fingerprint_follows_contents_only(tmp_path: Path) -> None:
     assert fingerprint("a.h5", changed, ("energy",)) != first
 
 
+def test_fingerprint_follows_the_order_of_files(tmp_path: Path) -> None:
+    """The numbers of the samples do, and what is kept by number (a shuffle, a resumed epoch) with them."""
+    a, b = (write(tmp_path / f"{n}.h5", {"3": water(n)}) for n in (3, 4))
+    first, other = (MultiFidelityDataset({0: FidelitySource(0, "x", files)}, cache_mb=0) for files in ((a, b), (b, a)))
+    assert first.name_of(3) != other.name_of(3)
+    assert data_fingerprint(first) != data_fingerprint(other)
+
+
 def _keys(tmp_path: Path, **ids: dict[str, np.ndarray]) -> MultiFidelityDataset:
     specs = {}
     for number, (name, extra) in enumerate(ids.items()):

@@ -25,6 +25,7 @@ from aimnet2mult.models.files import load_potential, load_weights
 from aimnet2mult.training.cli_args import main
 from aimnet2mult.training.engine import Trainer
 from aimnet2mult.training.interrupt import StoppedError
+from aimnet2mult.training.processes import Processes
 from aimnet2mult.training.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,6 +144,58 @@ def test_settings_of_the_optimiser_may_change(case, capsys):
     assert float(rows(case.parent / "out")[1]["learning_rate"]) <= 1e-4
 
 
+def test_changed_hyper_parameters_take_effect(case):
+    change = "optimizer.kwargs={lr: 5e-3, weight_decay: 0.5, betas: [0.8, 0.9], eps: 1e-6}"
+    train(load_train_config(case, ["trainer.epochs=1"]))
+    train(load_train_config(case, ["trainer.epochs=2", change]))
+    groups = state(case.parent / "out")["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
+    assert all(tuple(group["betas"]) == (0.8, 0.9) and group["eps"] == 1e-6 for group in groups)
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_changed_selection_forgets_the_best(case, capsys, monkeypatch, epochs):
+    """Values of different quantities are never compared: the old best, far below, must not win."""
+    plateau = "scheduler={kind: plateau, warmup_steps: 0}"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_selection", lambda *_: 1e-9)
+        train(load_train_config(case, ["trainer.epochs=1", plateau]))
+    stopping = "trainer.early_stopping={fidelity: 1, label: energy, metric: rmse, patience: 1}"
+    train(load_train_config(case, [f"trainer.epochs={epochs}", stopping, plateau]))
+    progress, schedule = (state(case.parent / "out")[key] for key in ("progress", "schedule"))
+    said = "now chosen by the rmse of energy of fidelity 1, not the loss" in capsys.readouterr().out
+    assert said == (epochs == 2)
+    if epochs == 1:  # nothing was left to choose from
+        assert (progress["selection"], progress["best"]) == ("loss", 1e-9)
+        return
+    value = pytest.approx(float(rows(case.parent / "out")[1]["val_energy_rmse_fid1"]), rel=1e-6)
+    assert (progress["best"], progress["best_epoch"], progress["waited"]) == (value, 2, 0)
+    assert (schedule["best"], schedule["waited"]) == (value, 0)
+    train(load_train_config(case, ["trainer.epochs=3", stopping.replace("patience: 1", "patience: 9"), plateau]))
+    assert "now chosen by" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("step", [2, 4], ids=["inside an epoch", "end of an epoch"])
+@pytest.mark.parametrize("val", [0, 0.2])
+def test_a_signal_to_another_process_stops_this_one_too(case, monkeypatch, val, step):
+    trainers = []
+    original = Trainer._after_step
+
+    def after_step(self, engine):
+        trainers.append(self)
+        original(self, engine)
+
+    def any_of_all(self, flag):
+        return flag or bool(trainers and trainers[-1].progress.total_steps >= step)
+
+    monkeypatch.setattr(Trainer, "_after_step", after_step)
+    monkeypatch.setattr(Processes, "any", any_of_all)
+    with pytest.raises(StoppedError):
+        train(load_train_config(case, [f"data.val_fraction={val}"]))
+    progress = state(case.parent / "out")["progress"]
+    assert (progress["epoch"], progress["step"], progress["total_steps"]) == (0, step, step)
+
+
 def test_early_stopping_and_selection(case):
     stopping = "trainer.early_stopping={fidelity: 1, label: energy, metric: rmse, patience: 2}"
     # a learning rate of next to nothing: EMA and weights stand still, nothing gets better
@@ -157,6 +210,8 @@ def test_early_stopping_and_selection(case):
 def test_dry_run_leaves_nothing_and_touches_nothing(case, capsys):
     train(load_train_config(case, ["trainer.epochs=1"]))
     folder = case.parent / "out"
+    (folder / "dry_run").mkdir()
+    (folder / "dry_run/mine.txt").write_text("notes")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     train(load_train_config(case, ["logging.plots=true"]), dry_run=True)
     assert "dry run complete" in capsys.readouterr().out
@@ -164,6 +219,7 @@ def test_dry_run_leaves_nothing_and_touches_nothing(case, capsys):
     assert before == after
     train(load_train_config(case, ["run.folder=new"]), dry_run=True)
     assert not (case.parent / "new").exists()
+    assert not list(case.parent.glob(".*"))
 
 
 def test_load_starts_from_weights(case, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import h5py
@@ -95,14 +96,27 @@ def test_files_of_the_user_in_the_run_folder_stay(case):
 
 @pytest.mark.parametrize(
     ("overrides", "load", "error"),
-    [(["data.fidelities.0.files=fid2.h5"], None, DataError), ([], "none.pt", ModelFileError)],
+    [
+        (["data.fidelities.0.files=fid2.h5"], None, DataError),
+        ([], "none.pt", ModelFileError),
+        (["optimizer.kwargs={lr: 1e-3, betas: [2.0, 0.9]}"], None, ConfigError),
+        (["optimizer.kwargs={lr: 1e-3, momentun: 0.9}", "data.val_fraction=0.4", "run.seed=3"], None, ConfigError),
+        (["logging.tensorboard=true"], None, ConfigError),
+        (["logging.wandb={project: mine}"], None, ConfigError),
+    ],
 )
-def test_a_fresh_start_that_fails_early_loses_nothing(case, overrides, load, error):
+def test_a_fresh_start_that_fails_early_loses_nothing(case, monkeypatch, overrides, load, error):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "aimnet2mult.training.logs.importlib.util.find_spec",
+        lambda name, *rest: None if name in ("tensorboard", "wandb") else find_spec(name, *rest),
+    )
     write_data(case.parent / "fid2.h5", 4, FID0_ONLY)
     with h5py.File(case.parent / "fid2.h5", "a") as file:
         file["003/energy"][0] = np.nan
     train(load_train_config(case, ["trainer.epochs=1"]))
     names = ["checkpoints/last.pt", "checkpoints/best.pt", "logs/metrics.csv", "model.pt"]
+    names += ["split.yaml", "sae_fid0.yaml", "sae_fid1.yaml"]
     before = [(case.parent / "out" / name).read_bytes() for name in names]
     with pytest.raises(error):
         train(load_train_config(case, overrides), load=None if load is None else case.parent / load, fresh=True)
@@ -164,6 +178,44 @@ def test_a_fidelity_that_is_never_drawn_is_called_out(case, capsys):
     assert "warning: fidelity 1 (energies) is never drawn: it learns nothing" in capsys.readouterr().out
 
 
+def test_a_fidelity_that_is_never_drawn_is_not_compiled(case, capsys):
+    change = ["data.fidelity_weights={0: 1, 1: 0}", "trainer.epochs=1", "compile.enabled=true"]
+    result = train(load_train_config(case, change))
+    assert list(result.compiled) == [0]
+    assert not (case.parent / "out/compiled/model_fid1.jpt").exists()
+    assert "fidelity 1 (energies) was never drawn: it is not compiled" in capsys.readouterr().out
+    assert "Fidelity 1 (energies) was never drawn" in (case.parent / "out/model_card.md").read_text()
+
+
+def changed_model(case: Path, **kwargs: object) -> None:
+    (case.parent / "model.yaml").write_text(yaml.safe_dump({**MODEL, "kwargs": {**MODEL["kwargs"], **kwargs}}))
+
+
+def test_weights_of_another_architecture_are_refused_though_shapes_agree(case, capsys):
+    train(load_train_config(case, ["trainer.epochs=1"]))
+    weights = case.parent / "out/model.pt"
+    other = ["run.folder=b", "trainer.epochs=1"]
+    changed_model(case, aev={"rc_s": 5.0, "rmin": 0.8, "nshifts_s": 4})
+    with pytest.raises(ConfigError, match=r"--load: .*model.pt was trained with kwargs.aev.rc_s 4.0, but .* has 5.0"):
+        train(load_train_config(case, other), load=weights)
+    changed_model(case, embedding_norm=0.5, fidelity_offset=200)
+    swapped = ["data.fidelities.0.name=energies", "data.fidelities.1.name=full"]
+    with pytest.raises(ConfigError, match=r"--load: 'full' is fidelity 0 in .*, but fidelity 1 in data.fidelities"):
+        train(load_train_config(case, [*other, *swapped]), load=weights)
+    assert not (case.parent / "b").exists()
+    capsys.readouterr()
+    train(load_train_config(case, [*other, "data.fidelities.1.name=new"]), load=weights)
+    assert "warning: fidelity 1 (new) starts from the weights of 'energies'" in capsys.readouterr().out
+
+
+def test_spin_charges_need_their_head(case):
+    outputs = {key: value for key, value in MODEL["kwargs"]["outputs"].items() if key != "spin_charges"}
+    changed_model(case, outputs=outputs)
+    with pytest.raises(ConfigError, match=r"outputs.spin_charges is missing, so spin charges are zero"):
+        train(load_train_config(case))
+    train(load_train_config(case, ["loss.kwargs.components.spin_charges.weight=0", "trainer.epochs=1"]))
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -175,7 +227,7 @@ def test_a_fidelity_that_is_never_drawn_is_called_out(case, capsys):
         ("loss.kwargs.components.energy.kwargs={key_pred: enrgy}", "not 'enrgy'"),
         (
             "loss.kwargs.components.forces.kwargs={key_pred: charges}",
-            "'charges' cannot be compared with the",
+            "the term is named 'forces' but its key_pred is 'charges'",
         ),
         ("loss.kwargs.components.forces.fn=aimnet2mult.train.loss.energy_loss_fn", "needs aimnet2mult.train.loss.pera"),
         ("compile={dispersion: {0: {method: d3bj, functional: pbe00}}}", "close names: pbe0"),

@@ -10,7 +10,15 @@ import pytest
 from data_files import methane, two_fidelities, water, write
 
 from aimnet2mult.datasets.reader import CompositionTable, MultiFidelityDataset
-from aimnet2mult.datasets.sae import check_sae_covers, fit_sae, read_sae, sae_array, sae_residuals, write_sae
+from aimnet2mult.datasets.sae import (
+    check_sae_covers,
+    fit_sae,
+    read_sae,
+    sae_array,
+    sae_residuals,
+    unit_warning,
+    write_sae,
+)
 from aimnet2mult.errors import DataError
 from aimnet2mult.training.calc_sae import main
 
@@ -160,6 +168,15 @@ def test_given_values_of_another_unit_are_called_out(shift: float, scale: float,
     line, warning = sae_residuals(data, TRUE, "s.yaml")
     assert "residuals per atom: median" in line
     assert (warning is not None and "s.yaml: these belong to another level of theory" in warning) == far
+
+
+def test_given_values_in_another_unit_are_called_out_beside_energies_in_it() -> None:
+    hartree = {z: energy / 27.211386 for z, energy in TRUE.items()}
+    warning = unit_warning(hartree, "s.yaml")
+    assert warning is not None
+    assert "the self-atomic energies in s.yaml look like Hartree" in warning
+    assert "multiply them by 27.2113862" in warning
+    assert unit_warning(TRUE, "s.yaml") is None
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from aimnet2mult.errors import ConfigError, DataError
@@ -18,6 +18,11 @@ INDICES = np.arange(FIDELITY.size)[::-1].copy()
 
 def sampler(weights: dict[int, float] | None = None, batch_size: int = 32, **options: object) -> FidelityBatchSampler:
     return FidelityBatchSampler(FIDELITY, NATOMS, INDICES, weights, batch_size, **options)  # type: ignore[arg-type]
+
+
+def shares_of(batches: list[np.ndarray]) -> dict[int, float]:
+    drawn = FIDELITY[np.concatenate(batches)]
+    return {fid: float((drawn == fid).mean()) for fid in SIZES}
 
 
 @settings(max_examples=60, deadline=None)
@@ -37,17 +42,15 @@ def test_without_weights_an_epoch_holds_each_sample_once() -> None:
         batches = sampler().batches(epoch)
         assert sorted(np.concatenate(batches)) == sorted(INDICES)
         assert {len(batch) for batch in batches} == {30}  # 300 in ten batches of at most 32
-    assert sampler().realised_shares(3) == pytest.approx({0: 70 / 300, 2: 23 / 300, 5: 207 / 300}, abs=1e-12)
+    assert shares_of(sampler().batches(3)) == pytest.approx({0: 70 / 300, 2: 23 / 300, 5: 207 / 300}, abs=1e-12)
 
 
 def test_weights_decide_what_is_drawn() -> None:
     mine = sampler({0: 1.0, 2: 2.0, 5: 1.0})
     assert mine.requested_shares == {0: 0.25, 2: 0.5, 5: 0.25}
     for epoch in range(5):
-        drawn = FIDELITY[np.concatenate(mine.batches(epoch))]
-        shares = {fid: float((drawn == fid).mean()) for fid in SIZES}
-        assert shares == pytest.approx(mine.realised_shares(epoch), abs=1e-12)
-        assert shares == pytest.approx(mine.requested_shares, abs=1 / len(drawn))
+        batches = mine.batches(epoch)
+        assert shares_of(batches) == pytest.approx(mine.requested_shares, abs=1 / sum(map(len, batches)))
     for batch in mine.batches(0):
         assert set(FIDELITY[batch]) == set(SIZES)
         assert np.ptp(NATOMS[batch]) > 5
@@ -126,6 +129,36 @@ def test_ranks_share_an_epoch(per_epoch: int | None) -> None:
     assert len(set(drawn.tolist())) == 300 or per_epoch is not None
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.integers(1, 12),
+    batch_size=st.integers(1, 5),
+    world_size=st.integers(1, 5),
+    unit=st.sampled_from(["molecules", "atoms"]),
+    per_epoch=st.none() | st.integers(1, 7),
+    window=st.integers(1, 3),
+)
+@example(size=5, batch_size=1, world_size=2, unit="molecules", per_epoch=None, window=1)
+def test_all_ranks_get_equally_many_batches(
+    size: int, batch_size: int, world_size: int, unit: str, per_epoch: int | None, window: int
+) -> None:
+    assume(size >= world_size)
+    natoms = np.random.default_rng(size).integers(1, 4, size)
+    common = (np.arange(size) % 2, natoms, np.arange(size), None, batch_size, unit, per_epoch, 0, window)
+    ranks = [FidelityBatchSampler(*common, rank, world_size) for rank in range(world_size)]
+    for epoch in range(3):
+        own = [mine.batches(epoch) for mine in ranks]
+        assert len({len(batches) for batches in own}) == 1
+        flat = [batch for batches in own for batch in batches]
+        assert all(len(batch) for batch in flat)
+        if unit == "molecules":
+            assert max(len(batch) for batch in flat) <= batch_size
+        if per_epoch is not None:
+            assert len(flat) == -(-per_epoch // world_size) * world_size
+        elif epoch == 0:
+            assert set(np.concatenate(flat).tolist()) == set(range(size))
+
+
 @pytest.mark.parametrize("options", [{}, {"batch_unit": "atoms", "batch_size": 300}], ids=["molecules", "atoms"])
 def test_size_window_deals_the_same_draws_by_size(options: dict[str, object]) -> None:
     plain, sorted_ = sampler(**options), sampler(size_window=4, **options)  # type: ignore[arg-type]
@@ -136,7 +169,6 @@ def test_size_window_deals_the_same_draws_by_size(options: dict[str, object]) ->
         # what a padded batch computes: molecules times the largest of them, squared for pairs
         cost = [sum(len(b) * NATOMS[b].max() ** 2 for b in batches) for batches in (before, after)]
         assert cost[1] < 0.7 * cost[0]
-        assert sorted_.realised_shares(epoch) == pytest.approx(plain.realised_shares(epoch), abs=1e-12)
         again = sampler(size_window=4, **options).batches(epoch)  # type: ignore[arg-type]
         assert all((a == b).all() for a, b in zip(after, again, strict=True))
     if options:

@@ -30,6 +30,15 @@ def test_documented_default_is_valid():
     assert config.optimizer.kwargs["lr"] == 1e-3
 
 
+def test_help_says_what_counts_per_process():
+    fields = train_module.TrainSampler.model_fields
+    assert "of each process" in fields["batch_size"].description
+    assert "of all processes together" in fields["batches_per_epoch"].description
+    lines = DEFAULT.read_text().splitlines()
+    assert any("batch_size: 32" in line and "of each process" in line for line in lines)
+    assert any("batches_per_epoch:" in line and "of all processes together" in line for line in lines)
+
+
 def test_documented_default_names_every_option():
     text = DEFAULT.read_text()
     names = {

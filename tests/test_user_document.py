@@ -1,4 +1,8 @@
-"""What the documents promise: snippets run, configurations are valid, names and paths exist, tables are the code's."""
+"""What the documents promise: snippets run, configurations are valid, names and paths exist, tables are the code's.
+
+``user_document.md`` is a user's own description of the example, kept word for word: whatever becomes of our documents,
+the names, snippets and tables of that one hold.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ import yaml
 from aimnet2mult.configs.metadata import FidelityInfo, PotentialMetadata
 from aimnet2mult.configs.model import load_model_config
 from aimnet2mult.configs.train import load_train_config
-from aimnet2mult.models.files import save_potential, script_potential
+from aimnet2mult.models.files import script_potential, write_potential
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
 from aimnet2mult.physics.functionals import BUILTIN_D3
@@ -29,6 +33,8 @@ EXAMPLE = ROOT / "examples" / "end_to_end_example"
 CONFIG = EXAMPLE / "config" / "train.yaml"
 DOCUMENTS = [ROOT / "README.md", EXAMPLE / "README.md"]
 TEXT = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+USER = ROOT / "tests" / "user_document.md"
+EXAMPLES = {"example": TEXT, "user": USER.read_text(encoding="utf-8")}
 GENERATED = ("sae_fid*.yaml", "checkpoints/", "compiled/", "plots/")
 
 
@@ -55,11 +61,12 @@ def compiled(tmp_path: Path) -> Path:
         provenance={},
     )
     path = tmp_path / "output" / "compiled" / "model_fid0.jpt"
-    save_potential(path, script_potential(Potential(network, [SelfAtomicEnergy(sae)])), metadata)
+    path.parent.mkdir(parents=True)
+    write_potential(path, script_potential(Potential(network, [SelfAtomicEnergy(sae)])), metadata)
     return tmp_path
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=["README", "example"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, USER], ids=["README", "example", "user"])
 def test_python_snippets_run(
     document: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,8 +83,9 @@ def test_script_runs_the_snippet_of_the_document() -> None:
     assert blocks(TEXT, "python")[0] in script
 
 
-def test_yaml_snippets_are_part_of_the_configuration(tmp_path: Path) -> None:
-    """Every key and value of the snippets stands in config/train.yaml, which is valid."""
+@pytest.mark.parametrize("document", EXAMPLES)
+def test_yaml_snippets_are_part_of_the_configuration(document: str, tmp_path: Path) -> None:
+    """Every key of the snippets stands in config/train.yaml, which is valid; our own show its values too."""
     full = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
 
     def assert_within(part: Any, whole: Any, where: str) -> None:
@@ -85,10 +93,10 @@ def test_yaml_snippets_are_part_of_the_configuration(tmp_path: Path) -> None:
             for key, value in part.items():
                 assert key in whole, f"{where}.{key}"
                 assert_within(value, whole[key], f"{where}.{key}")
-        else:
+        elif document == "example":
             assert part == whole, where
 
-    snippets = [yaml.safe_load(block) for block in blocks(TEXT, "yaml")]
+    snippets = [yaml.safe_load(block) for block in blocks(EXAMPLES[document], "yaml")]
     assert snippets
     for snippet in snippets:
         assert_within(snippet, full, "train.yaml")
@@ -106,12 +114,13 @@ def test_configurations_fit_each_other() -> None:
     for settings in config.data.fidelities.values():
         for path in settings.files:
             assert path.is_file()
-    heads = re.findall(r"^- `(\w+)` - ", TEXT.split("### Model Config")[1].split("##")[0], flags=re.MULTILINE)
-    assert heads == [name for name in heads if getattr(model.kwargs.outputs, name) is not None]
-    assert len(heads) == 5
+    for text in EXAMPLES.values():
+        heads = re.findall(r"^- `(\w+)` - ", text.split("### Model Config")[1].split("##")[0], flags=re.MULTILINE)
+        assert heads == [name for name in heads if getattr(model.kwargs.outputs, name) is not None]
+        assert len(heads) == 5
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, *EXAMPLE.glob("config/*.yaml")], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, USER, *EXAMPLE.glob("config/*.yaml")], ids=lambda path: path.name)
 def test_class_paths_resolve(path: Path) -> None:
     names = set(re.findall(r"\baimnet2mult(?:\.\w+)+", path.read_text(encoding="utf-8")))
     assert names or path == ROOT / "README.md"
@@ -123,8 +132,9 @@ def test_class_paths_resolve(path: Path) -> None:
             assert hasattr(import_module(module), attribute), name
 
 
-def test_files_of_the_tree_exist() -> None:
-    tree = next(block for block in blocks(TEXT, "") if block.startswith("end_to_end_example/"))
+@pytest.mark.parametrize("document", EXAMPLES)
+def test_files_of_the_tree_exist(document: str) -> None:
+    tree = next(block for block in blocks(EXAMPLES[document], "") if block.startswith("end_to_end_example/"))
     folders: list[str] = []
     found = 0
     for line in tree.splitlines()[1:]:
@@ -133,7 +143,8 @@ def test_files_of_the_tree_exist() -> None:
         depth, name = len(match.group(1)) // 4, match.group(2)
         folders = [*folders[:depth], name] if name.endswith("/") else folders[:depth]
         path = EXAMPLE.joinpath(*folders[: depth + 1] if name.endswith("/") else [*folders, name])
-        assert ("(generated)" in line) == (name in GENERATED), line
+        if document == "example":
+            assert ("(generated)" in line) == (name in GENERATED), line
         if name not in GENERATED:
             assert path.exists(), path
             found += 1
@@ -172,10 +183,11 @@ def rows(text: str, after: str) -> list[list[str]]:
     return [[cell.strip().strip("`") for cell in line] for line in cells]
 
 
-def test_dispersion_tables_are_the_code() -> None:
-    table = {name: tuple(float(v) for v in values) for name, *values in rows(TEXT, "### Built-in Functionals")}
+@pytest.mark.parametrize("text", EXAMPLES.values(), ids=EXAMPLES)
+def test_dispersion_tables_are_the_code(text: str) -> None:
+    table = {name: tuple(float(v) for v in values) for name, *values in rows(text, "### Built-in Functionals")}
     assert table == {name: (row.s6, row.s8, row.a1, row.a2) for name, row in BUILTIN_D3.items()}
-    kinds = [name for name, _ in rows(TEXT, "### Dispersion Types")]
+    kinds = [name for name, _ in rows(text, "### Dispersion Types")]
     assert kinds == list(build_parser()._option_string_actions["--dispersion"].choices or ())
 
 

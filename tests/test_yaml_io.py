@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from aimnet2mult.configs.classpaths import resolve
-from aimnet2mult.configs.yaml_io import apply_overrides, load_config, parse_yaml, read_yaml, validated
+from aimnet2mult.configs.yaml_io import apply_overrides, parse_yaml, read_yaml, validated
 from aimnet2mult.errors import ConfigError
 
 
@@ -161,10 +161,10 @@ def test_every_problem_has_a_line():
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_load_config(tmp_path):
+def test_a_file_with_overrides(tmp_path):
     path = tmp_path / "f.yaml"
     path.write_text("mode: {kind: slow}\ninner: {batch_size: 2}\n")
-    config = load_config(path, Outer, ["inner.batch_size=9"])
+    config = validated(Outer, apply_overrides(read_yaml(path), ["inner.batch_size=9"]), str(path))
     assert config.inner.batch_size == 9
     assert isinstance(config.mode, Slow)
 

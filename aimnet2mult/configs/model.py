@@ -7,19 +7,37 @@ what to build; they are compared with fixed strings and never imported.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from aimnet2mult.configs.yaml_io import read_yaml, validated
 
 Width = Annotated[int, Field(ge=1, le=16384)]
 
 
-class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys forbidden."""
+def _tuple(value: Any) -> Any:
+    """YAML has lists only."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a list of widths, not {value!r}")
+    return tuple(value)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+def _integer(value: Any) -> Any:
+    """True and 2.0 equal members of a ``Literal`` of integers, and would pass as such."""
+    if type(value) is not int:
+        raise ValueError(f"must be an integer, not {value!r}")
+    return value
+
+
+Widths = Annotated[tuple[Width, ...], Field(max_length=16), BeforeValidator(_tuple)]
+Passes = Annotated[tuple[Widths, ...], Field(max_length=16), BeforeValidator(_tuple)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys forbidden, true/false and text are no numbers, numbers finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class RadialBasis(Settings):
@@ -27,13 +45,19 @@ class RadialBasis(Settings):
 
     rc_s: float = Field(5.0, gt=0.5, le=20.0, description="cutoff in Å")
     rmin: float = Field(0.8, ge=0.0, description="centre of the first Gaussian in Å")
-    nshifts_s: Width = Field(16, description="number of Gaussians")
+    nshifts_s: int = Field(16, ge=1, le=256, description="number of Gaussians")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RadialBasis:
+        if self.rmin >= self.rc_s:
+            raise ValueError(f"rmin: must be less than the cutoff rc_s ({self.rc_s}), not {self.rmin}")
+        return self
 
 
 class EnergyMLPSettings(Settings):
     """Per-atom energies from the atomic features."""
 
-    hidden: tuple[Width, ...] = Field((128, 128), description="hidden widths of the perceptron")
+    hidden: Widths = Field((128, 128), description="hidden widths of the perceptron")
 
 
 class ChargesSettings(Settings):
@@ -43,14 +67,16 @@ class ChargesSettings(Settings):
         "readout",
         description="backbone: the charges of the last message pass; readout: a correction per fidelity on top",
     )
-    hidden: tuple[Width, ...] = Field((64,), description="hidden widths of the readout")
+    hidden: Widths = Field((64,), description="hidden widths of the readout")
 
 
 class CoulombSettings(Settings):
     """Long-range Coulomb energy of the predicted charges."""
 
     method: Literal["simple"] = "simple"
-    rc: float = Field(4.6, gt=0.0, description="below this distance (Å) the interaction is switched off smoothly")
+    rc: float = Field(
+        4.6, gt=0.0, le=20.0, description="below this distance (Å) the interaction is switched off smoothly"
+    )
 
 
 class NoSettings(Settings):
@@ -102,7 +128,9 @@ class NetworkSettings(Settings):
     """Hyper-parameters of the network; names as in the AIMNet2 configurations."""
 
     num_fidelities: Annotated[int, Field(ge=1, le=64)]
-    num_charge_channels: Literal[1, 2] = Field(2, description="1: closed shell; 2: alpha and beta (AIMNet2-NSE)")
+    num_charge_channels: Annotated[Literal[1, 2], BeforeValidator(_integer)] = Field(
+        2, description="1: closed shell; 2: alpha and beta (AIMNet2-NSE)"
+    )
     fidelity_embedding: Literal["difference", "separate"] = Field(
         "difference",
         description="difference: one shared row per element plus a difference per fidelity that starts at zero; "
@@ -118,12 +146,14 @@ class NetworkSettings(Settings):
         None,
         description="accepted from older configurations; fidelities have a tensor of their own, so it changes nothing",
     )
-    embedding_norm: float = Field(0.3, gt=0.0, description="norm of each element's feature vector at the start")
+    embedding_norm: float = Field(
+        0.3, gt=0.0, le=100.0, description="norm of each element's feature vector at the start"
+    )
     aev: RadialBasis = RadialBasis()
-    nfeature: Width = 16
+    nfeature: int = Field(16, ge=1, le=1024, description="feature channels per atom")
     d2features: bool = Field(True, description="one feature vector per radial shift instead of one for all")
-    ncomb_v: Width = Field(12, description="learned combinations of the vector features")
-    hidden: tuple[tuple[Width, ...], ...] = ((512, 380), (512, 380), (512, 380, 380))
+    ncomb_v: int = Field(12, ge=1, le=256, description="learned combinations of the vector features")
+    hidden: Passes = ((512, 380), (512, 380), (512, 380, 380))
     aim_size: Width = Field(256, description="length of the final atomic feature vector")
     outputs: Outputs
 

@@ -107,10 +107,12 @@ class FidelitySettings(Settings):
 class TrainSampler(Settings):
     """How training batches are made."""
 
-    batch_size: Count = Field(32, description="molecules or atoms per batch and process; see batch_unit")
+    batch_size: Count = Field(32, description="molecules or atoms per batch of each process; see batch_unit")
     batch_unit: Literal["molecules", "atoms"] = Field("molecules", description="what batch_size counts")
     batches_per_epoch: Count | None = Field(
-        None, description="null: as many as show each training molecule once on average"
+        None,
+        description="batches of all processes together, raised to a multiple of their number; null: as many as show "
+        "each training molecule once on average",
     )
     size_window: Count = Field(
         8,

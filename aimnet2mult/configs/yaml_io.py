@@ -210,11 +210,6 @@ def validated(schema: type[M], values: Mapping[str, Any], where: str, context: M
         raise ConfigError("\n".join(problems)) from None
 
 
-def load_config(path: str | Path, schema: type[M], overrides: Sequence[str] = ()) -> M:
-    """Read a YAML file, put dotted overrides in and check the whole; see the functions above for errors."""
-    return validated(schema, apply_overrides(read_yaml(path), overrides), str(path))
-
-
 def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(part) for key, part in value.items()}

@@ -68,11 +68,6 @@ class GroupInfo:
         """Whether the group holds multiplicities (otherwise they are 1)."""
         return "mult" in self.keys
 
-    @property
-    def has_structure_id(self) -> bool:
-        """Whether the group holds structure ids."""
-        return "structure_id" in self.keys
-
 
 @dataclass(frozen=True)
 class H5File:

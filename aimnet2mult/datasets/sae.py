@@ -96,7 +96,7 @@ def fit_sae(table: CompositionTable) -> SAEFit:
     if unit is not None:
         warnings.append(
             f"these self-atomic energies look like {unit}, but energies must be in eV;"
-            f" multiply the energies (and forces) by {_UNITS[unit]:.9g}"
+            f" multiply the energies (and forces) of the data by {_UNITS[unit]:.9g}"
         )
     residuals = table.energies - counts @ solution
     per_atom = residuals / counts.sum(axis=1)
@@ -208,6 +208,20 @@ def _wrong_unit(values: Mapping[int, float]) -> str | None:
     return None
 
 
+def unit_warning(values: Mapping[int, float], source: str) -> str | None:
+    """A sentence for self-atomic energies from the file `source` that look like another unit than eV, else None.
+
+    Where energies and self-atomic energies are both in the wrong unit, their residuals are small and tell nothing.
+    """
+    unit = _wrong_unit(values)
+    if unit is None:
+        return None
+    return (
+        f"the self-atomic energies in {source} look like {unit}, but all energies must be in eV; multiply them by"
+        f" {_UNITS[unit]:.9g}, and the energies (and forces) of the data too where these are in {unit}"
+    )
+
+
 def check_sae_covers(sae: Mapping[int, float], elements: Iterable[int], fidelity: str, source: str = "the SAE") -> None:
     """Refuse self-atomic energies that lack an element of the data.
 
@@ -249,4 +263,13 @@ def sae_residuals(table: CompositionTable, values: Mapping[int, float], source: 
     )
 
 
-__all__ = ["SAEFit", "check_sae_covers", "fit_sae", "read_sae", "sae_array", "sae_residuals", "write_sae"]
+__all__ = [
+    "SAEFit",
+    "check_sae_covers",
+    "fit_sae",
+    "read_sae",
+    "sae_array",
+    "sae_residuals",
+    "unit_warning",
+    "write_sae",
+]

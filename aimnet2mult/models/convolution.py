@@ -24,7 +24,9 @@ class EnvironmentBasis(nn.Module):
         super().__init__()
         self.cutoff = cutoff
         self.exponent = gaussian_exponent(rmin, cutoff, n_shifts)
-        self.register_buffer("centres", gaussian_centres(rmin, cutoff, n_shifts).to(torch.get_default_dtype()))
+        # they follow from the settings, so weights files hold none; a TorchScript file keeps such buffers all the same
+        centres = gaussian_centres(rmin, cutoff, n_shifts).to(torch.get_default_dtype())
+        self.register_buffer("centres", centres, persistent=False)
 
     def forward(self, pairs: Pairs) -> Tensor:
         """Pair features (B, G, N_j, N_i, 4) in the dtype of the network; zero for masked pairs."""

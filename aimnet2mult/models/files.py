@@ -7,6 +7,7 @@ metadata of a compiled potential is read from its archive and checked before the
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import warnings
 import zipfile
@@ -184,18 +185,21 @@ def script_potential(potential: Potential) -> torch.jit.ScriptModule:
         return torch.jit.script(potential.eval())
 
 
-def save_potential(path: str | Path, module: torch.jit.ScriptModule, metadata: PotentialMetadata) -> None:
-    """Write a compiled potential with its metadata inside, atomically."""
-    with atomic_path(path) as temporary:
-        write_potential(temporary, module, metadata)
-
-
 def write_potential(path: Path, module: torch.jit.ScriptModule, metadata: PotentialMetadata) -> None:
-    """Write a compiled potential straight to `path` (for callers that rename it themselves)."""
+    """Write a compiled potential straight to `path` (for callers that rename it themselves).
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
         complete = metadata.model_copy(update={"weights_sha256": state_digest(module.state_dict())})
-        torch.jit.save(module, str(path), _extra_files={METADATA_NAME: complete.model_dump_json()})
+        # to memory: when the writer of TorchScript itself meets a full disk, it aborts the interpreter
+        torch.jit.save(module, stream, _extra_files={METADATA_NAME: complete.model_dump_json()})
+    path.write_bytes(stream.getbuffer())
 
 
 def read_metadata(path: str | Path) -> PotentialMetadata:
@@ -248,23 +252,6 @@ def load_potential(path: str | Path, device: str | torch.device = "cpu") -> Load
     if state_digest(module.state_dict()) != metadata.weights_sha256:
         raise ModelFileError(f"{path}: the program disagrees with its metadata; compile it again")
     return LoadedPotential(module.eval(), metadata, Path(path))
-
-
-def load_network(path: str | Path) -> MultiFidelityNetwork:
-    """Rebuild the eager network of a compiled potential, without self-atomic energies and dispersion.
-
-    Raises
-    ------
-    ModelFileError
-        As for `load_potential`.
-    """
-    loaded = load_potential(path)
-    prefix = "network."
-    state = {n.removeprefix(prefix): v for n, v in loaded.module.state_dict().items() if n.startswith(prefix)}
-    config = validated(ModelConfig, loaded.metadata.model, "metadata.model")
-    with torch.random.fork_rng(devices=[]):  # the random start is overwritten; the caller's generator stays as it is
-        network = MultiFidelityNetwork(config)
-    return fill_network(network, state).eval()
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:

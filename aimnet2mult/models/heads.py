@@ -77,12 +77,22 @@ class Charges(nn.Module):
 
 
 class SpinCharges(nn.Module):
-    """Difference of the alpha and beta charges; zero for a closed-shell network."""
+    """Difference of the alpha and beta charges; zero for a closed-shell network.
+
+    Parameters
+    ----------
+    wanted
+        False gives zeros whatever the charges are: the output is left out.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        super().__init__()
+        self.wanted = wanted
 
     def forward(self, charges: Tensor, index: AtomIndex) -> Tensor:
         """(n, C) e -> (B, N) e."""
-        if charges.shape[1] == 1:
-            return unpack(torch.zeros_like(charges), index).squeeze(-1)
+        if charges.shape[1] == 1 or not self.wanted:
+            return unpack(torch.zeros_like(charges[:, :1]), index).squeeze(-1)
         return unpack(charges[:, :1] - charges[:, 1:], index).squeeze(-1)
 
 

@@ -24,6 +24,7 @@ FIXED = (
     "run.seed",
     "loss",
     "optimizer.class",
+    "optimizer.kwargs.amsgrad",  # keeps moments of its own
 )
 # settings that may change between starts without a word
 FREE = ("run.folder", "run.name", "run.threads", "run.device", "model", "data", "logging", "compile")
@@ -40,6 +41,7 @@ class Progress:
     best_epoch: int = 0  # 1 for the first epoch; 0: none yet
     waited: int = 0  # epochs since the best
     seconds: float = 0.0  # wall time of training
+    selection: str = ""  # what `best` is a value of; empty: nothing was compared yet
     sums: dict[str, float] = field(default_factory=dict)  # of the epoch under way, for its line in the log
 
 
@@ -148,12 +150,12 @@ def check_identity(content: Mapping[str, Any], now: RunIdentity, path: Path) -> 
     hint = "use another run.folder, or start anew with --fresh"
     if then.data != now.data:
         raise ConfigError(f"data.fidelities: the data changed since {path} was written; {hint}")
-    for key, old, new in _differences(then.model, now.model):
+    for key, old, new in differences(then.model, now.model):
         raise ConfigError(f"model: {key} is {new} but {path} was trained with {old}; {hint}")
-    for key, old, new in _differences(then.sae, now.sae):
+    for key, old, new in differences(then.sae, now.sae):
         raise ConfigError(f"self-atomic energies: {key} is {new} but {path} was trained with {old}; {hint}")
     notes = []
-    for key, old, new in _differences(then.settings, now.settings):
+    for key, old, new in differences(then.settings, now.settings):
         if any(key == fixed or key.startswith(f"{fixed}.") for fixed in FIXED):
             raise ConfigError(f"{key} is {new} but {path} was trained with {old}; {hint}")
         if not any(key == free or key.startswith(f"{free}.") for free in FREE):
@@ -161,10 +163,11 @@ def check_identity(content: Mapping[str, Any], now: RunIdentity, path: Path) -> 
     return notes
 
 
-def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of everything in which two nested mappings differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
         yield path, old, new
 

@@ -1,22 +1,31 @@
-"""The data stage of a run: files checked, ledger, self-atomic energies, split, batches."""
+"""The data stage of a run: files checked, ledger, split, self-atomic energies, batches."""
 
 from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 
 from aimnet2mult.configs.metadata import FidelityInfo
 from aimnet2mult.configs.train import DataSettings, FidelitySettings, TrainConfig
 from aimnet2mult.datasets.consistency import check_forces
 from aimnet2mult.datasets.ledger import Ledger, label_ledger
 from aimnet2mult.datasets.reader import FidelitySource, MultiFidelityDataset, data_fingerprint
-from aimnet2mult.datasets.sae import check_sae_covers, fit_sae, read_sae, sae_array, sae_residuals, write_sae
+from aimnet2mult.datasets.sae import (
+    check_sae_covers,
+    fit_sae,
+    read_sae,
+    sae_array,
+    sae_residuals,
+    unit_warning,
+    write_sae,
+)
 from aimnet2mult.datasets.split import SplitIndices, read_split, split_by_molecule, write_split
 from aimnet2mult.errors import DataError
 from aimnet2mult.training.collate import Collate, make_loader
@@ -112,7 +121,7 @@ def check_data(settings: DataSettings, log: RunLog) -> tuple[MultiFidelityDatase
 
 
 def prepare_data(config: TrainConfig, folder: Path, processes: Processes, log: RunLog) -> TrainingData:
-    """Check the data, settle self-atomic energies and split, and set up the batches.
+    """Check the data, settle split and self-atomic energies, and set up the batches.
 
     Parameters
     ----------
@@ -135,11 +144,15 @@ def prepare_data(config: TrainConfig, folder: Path, processes: Processes, log: R
     settings = config.data
     dataset, ledger = check_data(settings, log)
     fingerprint = data_fingerprint(dataset)
+    for index, fidelity in settings.fidelities.items():
+        # before anything is written: a mended path must not meet the split of a failed run
+        if fidelity.sae is not None:
+            _checked_sae(dataset, index, fidelity.sae)
+    split = _split(dataset, config, folder / "split.yaml", fingerprint, processes, log)
     sae, files = {}, {}
     for index, fidelity in sorted(settings.fidelities.items()):
         files[index] = folder / f"sae_fid{index}.yaml"
-        sae[index] = _self_energies(dataset, index, fidelity, files[index], processes, log)
-    split = _split(dataset, config, folder / "split.yaml", fingerprint, processes, log)
+        sae[index] = _self_energies(dataset, split, index, fidelity, files[index], processes, log)
     if processes.first:
         processes.wait()
     train = settings.samplers.train
@@ -164,40 +177,71 @@ def prepare_data(config: TrainConfig, folder: Path, processes: Processes, log: R
 
 def _self_energies(
     dataset: MultiFidelityDataset,
+    split: SplitIndices,
     index: int,
     fidelity: FidelitySettings,
     kept: Path,
     processes: Processes,
     log: RunLog,
 ) -> dict[int, float]:
-    """Read the SAE of a fidelity where a file is given or was fitted before, else fit it; `kept` gets a copy."""
+    """Read the SAE of a fidelity where a file is given or was fitted before, else fit it; `kept` gets a copy.
+
+    Only training molecules enter a fit, and the residuals that are printed: what is held back stays unseen.
+    """
+    training = dataset.compositions(index, split.train)
     title = f"self-atomic energies of fidelity {index} ({fidelity.name})"
     source = fidelity.sae or kept
-    if fidelity.sae is not None and not fidelity.sae.is_file():
-        raise DataError(
-            f"data.fidelities.{index}.sae: {fidelity.sae} does not exist; make it with python -m "
-            "aimnet2mult.training.calc_sae, or leave the option out to have it fitted"
-        )
     if source.is_file():
-        values = read_sae(source)
-        check_sae_covers(values, dataset.elements(index), str(index), str(source))
-        line, far = sae_residuals(dataset.compositions(index), values, str(source))
+        values = _checked_sae(dataset, index, source)
+        line, far = sae_residuals(training, values, str(source))
         log.line(f"{title}: read from {source}\n{line}")
-        if far is not None:
-            log.line(f"warning: fidelity {index} ({fidelity.name}): {far}")
+        unit = None if fidelity.sae is None else unit_warning(values, str(source))
+        for warning in (unit, far):
+            if warning is not None:
+                log.line(f"warning: fidelity {index} ({fidelity.name}): {warning}")
     else:
-        fit = fit_sae(dataset.compositions(index))
-        values = fit.values
+        fit = fit_sae(training)
+        values = fit.values | _of_held_back_elements(dataset, index, fidelity, fit.values, log)
         log.line(f"{title}: fitted, written to {kept}\n{fit.format({i: dataset.name_of(i) for i, _ in fit.outliers})}")
         for warning in fit.warnings:
             log.line(f"warning: {warning}")
         if processes.first:
             write_sae(
-                kept, values, f"fitted to {', '.join(path.name for path in fidelity.files)}: {fit.samples} samples"
+                kept,
+                values,
+                f"fitted to {', '.join(path.name for path in fidelity.files)}: {fit.samples} training samples",
             )
     if processes.first and fidelity.sae is not None and fidelity.sae != kept:
         shutil.copyfile(fidelity.sae, kept)
     return values
+
+
+def _checked_sae(dataset: MultiFidelityDataset, index: int, path: Path) -> dict[int, float]:
+    """SAE (eV) of a file that holds all elements of the fidelity."""
+    if not path.is_file():
+        raise DataError(
+            f"data.fidelities.{index}.sae: {path} does not exist; make it with python -m "
+            "aimnet2mult.training.calc_sae, or leave the option out to have it fitted"
+        )
+    values = read_sae(path)
+    check_sae_covers(values, dataset.elements(index), str(index), str(path))
+    return values
+
+
+def _of_held_back_elements(
+    dataset: MultiFidelityDataset, index: int, fidelity: FidelitySettings, fitted: Mapping[int, float], log: RunLog
+) -> dict[int, float]:
+    """SAE (eV) of elements that only molecules outside training hold, from a fit to all molecules of the fidelity."""
+    absent = [z for z in dataset.elements(index) if z not in fitted]
+    if not absent:
+        return {}
+    symbols = ", ".join(chemical_symbols[z] for z in absent)
+    log.line(
+        f"warning: fidelity {index} ({fidelity.name}): only validation or test molecules hold {symbols}, so nothing is "
+        "learned of that and its self-atomic energy is fitted to these; add more molecules that hold it"
+    )
+    everything = fit_sae(dataset.compositions(index)).values
+    return {z: everything[z] for z in absent}
 
 
 def _split(

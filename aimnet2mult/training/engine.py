@@ -27,7 +27,7 @@ from aimnet2mult.training.interrupt import StoppedError, StopRequest
 from aimnet2mult.training.logs import EpochLog
 from aimnet2mult.training.loss import LossValue, MTLoss
 from aimnet2mult.training.metrics import find_error
-from aimnet2mult.training.optim import LearningRate, build_optimizer
+from aimnet2mult.training.optim import LearningRate, build_optimizer, with_settings_of
 from aimnet2mult.training.processes import Processes
 from aimnet2mult.training.step import has_forces, predict, suspects, targets, to_device
 from aimnet2mult.types import Batch
@@ -111,6 +111,7 @@ class Trainer:
         optimizer = build_optimizer(network, config.optimizer)
         steps = config.trainer.epochs * max(1, len(self._train_batches(0)))
         self.parts = Parts(network, self.ema.ema_model, optimizer, LearningRate(optimizer, config.scheduler, steps))
+        self._settle_selection()
         self.stop = StopRequest()
         self.bar: Any = None
         self.engine = Engine(self._step)
@@ -122,12 +123,30 @@ class Trainer:
 
     # ---- state -------------------------------------------------------------------------------------------------
 
-    def resume(self, content: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.progress = restore(content, self.parts.items())
+    def resume(self, content: Mapping[str, Any]) -> list[str]:
+        """Go on from a checkpoint; returns notes for the log."""
+        optimizer = with_settings_of(self.parts.optimizer, content["optimizer"])
+        self.progress = restore({**content, "optimizer": optimizer}, self.parts.items())
         if not self.processes.first:
             # the sums in a checkpoint are those of all processes
             self.progress.sums = dict.fromkeys(self.progress.sums, 0.0)
+        return self._settle_selection()
+
+    def _settle_selection(self) -> list[str]:
+        """Forget the best epoch when the checkpoint chose it by another quantity than this run."""
+        progress, stopping = self.progress, self.config.trainer.early_stopping
+        now = "loss"
+        if stopping is not None:
+            now = f"{stopping.metric} of {stopping.label} of fidelity {stopping.fidelity}"
+        # with no epoch to come there is nothing to choose again
+        if progress.epoch >= self.config.trainer.epochs:
+            return []
+        then, progress.selection = progress.selection, now
+        if then in ("", now):
+            return []
+        progress.best, progress.best_epoch, progress.waited = None, 0, 0
+        self.parts.schedule.forget_best()
+        return [f"the best epoch is now chosen by the {now}, not the {then}: earlier epochs no longer take part"]
 
     @property
     def finished(self) -> bool:
@@ -188,7 +207,8 @@ class Trainer:
             self.engine.run(self.data.loader(batches), max_epochs=1, epoch_length=len(batches))
         validation = None if self.processes.any(self.stop.made) else self._validate()
         progress.seconds += time.monotonic() - started
-        if self.stop.signum is not None or (self.data.val.size and validation is None):
+        # a signal may reach the processes at different moments, or one of them only: all decide together
+        if self.processes.any(self.stop.made) or (self.data.val.size and validation is None):
             progress.sums = self._sums_of_all()
             self.save(self.last)
             self.bar.close()

@@ -61,7 +61,7 @@ def finish(
     Returns
     -------
     dict
-        Model file of each fidelity; empty when compiling is switched off.
+        Model file of each fidelity that was drawn; empty when compiling is switched off.
     """
     infos = data.fidelity_infos()
     network = fill_network(MultiFidelityNetwork(model), read_state(checkpoint)["ema"])
@@ -130,6 +130,9 @@ def _compile(
 ) -> dict[int, Path]:
     compiled = {}
     for info in infos:
+        if data.sampler.requested_shares[info.index] == 0:
+            log.line(f"fidelity {info.index} ({info.name}) was never drawn: it is not compiled")
+            continue
         chosen = config.compile.dispersion.get(info.index)
         extra = chosen.model_dump(exclude={"method"}) if chosen is not None and chosen.method != "none" else {}
         compiled[info.index] = compile_potential(

@@ -101,13 +101,13 @@ class Trackers:
         installed = importlib.util.find_spec("tensorboard") is not None
         if settings.tensorboard is True and not installed:
             raise ConfigError("logging.tensorboard: the tensorboard package is not installed; install it or set false")
+        if settings.wandb is not None and importlib.util.find_spec("wandb") is None:
+            raise ConfigError("logging.wandb: the wandb package is not installed; install it or set null")
         if settings.tensorboard and installed:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
         if settings.wandb is not None:
-            if importlib.util.find_spec("wandb") is None:
-                raise ConfigError("logging.wandb: the wandb package is not installed; install it or set null")
             import wandb
 
             self._wandb = wandb.init(
@@ -153,8 +153,10 @@ class EpochLog:
         Requested share of the draws per fidelity.
     log
         For the lines in the terminal.
-    done
-        Epochs that are complete already.
+
+    Notes
+    -----
+    `open_trackers` and `open_csv` come before the first `epoch`; the first can fail without harm to older files.
     """
 
     def __init__(
@@ -164,14 +166,24 @@ class EpochLog:
         terms: Sequence[str],
         shares: Mapping[int, float],
         log: RunLog,
-        done: int,
     ) -> None:
+        self.folder, self.config = folder, config
         self.names = {index: fidelity.name for index, fidelity in sorted(config.data.fidelities.items())}
         self.terms, self.shares, self.log = list(terms), dict(shares), log
         self.quantities = [quantity for quantity in QUANTITIES if quantity.label in config.data.y]
         self.lines = 0
-        self.csv = None if folder is None else MetricsCSV(folder / "metrics.csv", self._columns(), done)
-        self.trackers = None if folder is None else Trackers(config.logging, config, folder, log)
+        self.csv: MetricsCSV | None = None
+        self.trackers: Trackers | None = None
+
+    def open_trackers(self) -> None:
+        """Start TensorBoard and Weights & Biases; see `Trackers` for the errors."""
+        if self.folder is not None:
+            self.trackers = Trackers(self.config.logging, self.config, self.folder, self.log)
+
+    def open_csv(self, done: int) -> None:
+        """Open ``metrics.csv`` with the rows of the `done` epochs that are complete."""
+        if self.folder is not None:
+            self.csv = MetricsCSV(self.folder / "metrics.csv", self._columns(), done)
 
     def _columns(self) -> list[str]:
         columns = ["epoch", "steps", "seconds", "learning_rate", "gradient_norm", "train_loss", "val_loss"]

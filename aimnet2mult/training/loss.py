@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from aimnet2mult.configs.classpaths import resolve
+from aimnet2mult.datasets.format import LABELS
 from aimnet2mult.errors import ConfigError, TrainingError
 
 Kind = Literal["mse", "mae", "huber"]
@@ -189,12 +190,14 @@ class MTLoss(nn.Module):
     ----------
     components
         Per term a mapping with ``fn`` (class path from `LOSS_FUNCTIONS`, or a callable of ``(y_pred, y_true,
-        **kwargs)``), ``weight`` (>= 0, default 1) and ``kwargs``.
+        **kwargs)``), ``weight`` (>= 0, default 1) and ``kwargs``. A term named after a label is about that
+        label: ``key_true`` and ``key_pred`` may then be left out.
 
     Raises
     ------
     ConfigError
-        A class path is not allowed, an argument is unknown, or a weight is negative.
+        A class path is not allowed, an argument is unknown, a weight is negative, or a term named after one label
+        uses another.
     """
 
     def __init__(self, components: Mapping[str, Mapping[str, Any]]) -> None:
@@ -273,8 +276,25 @@ def _term(name: str, settings: Mapping[str, Any]) -> _Term:
     delta = kwargs.get("delta", 1.0)
     if "delta" in options and (isinstance(delta, bool) or not isinstance(delta, int | float) or not delta > 0):
         raise ConfigError(f"{where}.kwargs.delta: must be a number above 0, not {delta!r}")
-    keys = [kwargs.get(key, parameters[key].default if key in parameters else name) for key in ("key_pred", "key_true")]
+    keys = _keys(name, kwargs, parameters, where)
     return _Term(fn, weight, kwargs, keys[0], keys[1])
+
+
+def _keys(
+    name: str, kwargs: dict[str, Any], parameters: Mapping[str, inspect.Parameter], where: str
+) -> tuple[str, str]:
+    """Keys of prediction and label; a term named after a label is about that label, which goes into `kwargs`."""
+    both = ("key_pred", "key_true")
+    if name in LABELS and not any(key in kwargs for key in both):
+        kwargs.update({key: name for key in both if key in parameters})
+    pred, true = (kwargs.get(key, parameters[key].default if key in parameters else name) for key in both)
+    for key, used in (("key_true", true), ("key_pred", pred)):
+        if name in LABELS and used in LABELS and used != name:
+            raise ConfigError(
+                f"{where}: the term is named '{name}' but its {key} is '{used}'; "
+                f"set key_true and key_pred to {name}, or give the term another name"
+            )
+    return pred, true
 
 
 _NO_LABELS: Mapping[str, Tensor] = {}

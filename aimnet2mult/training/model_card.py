@@ -97,7 +97,11 @@ def _fidelities(config: TrainConfig, data: TrainingData, infos: Sequence[Fidelit
         )
         for info in infos
     ]
-    return table(("", "name", "level", "elements", "labels", "dispersion", "share of draws", "files"), rows)
+    text = table(("", "name", "level", "elements", "labels", "dispersion", "share of draws", "files"), rows)
+    for info in infos:
+        if shares[info.index] == 0:
+            text += f"\n\nFidelity {info.index} ({info.name}) was never drawn: it learnt nothing and has no model file."
+    return text
 
 
 def _split(data: TrainingData) -> str:

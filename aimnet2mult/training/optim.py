@@ -75,6 +75,18 @@ def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.op
         raise ConfigError(f"{where}: {settings.class_} refuses these values: {error}") from None
 
 
+def with_settings_of(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """State of a checkpoint with the hyper-parameters that `optimizer` has now, so that changed settings take effect.
+
+    ``lr`` stays as it is in `state`: `LearningRate` sets it before every step.
+    """
+    groups = [
+        {**old, **{key: value for key, value in new.items() if key not in ("params", "lr")}}
+        for old, new in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state, "param_groups": groups}
+
+
 class LearningRate:
     """Learning rate per optimiser step: linear warm-up, then cosine, plateau or constant.
 
@@ -136,6 +148,10 @@ class LearningRate:
         if self.waited > settings.patience:
             self.lowered = max(settings.min_factor, self.lowered * settings.factor)
             self.waited = 0
+
+    def forget_best(self) -> None:
+        """Plateau: compare with no earlier epoch, since the metric is another one; the rate stays as low as it is."""
+        self.best, self.waited = math.inf, 0
 
     def state_dict(self) -> dict[str, float]:
         """What exact continuation needs besides the step number."""

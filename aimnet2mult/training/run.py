@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from aimnet2mult.errors import ConfigError, TrainingError
 from aimnet2mult.models.files import Weights, fill_network, load_weights
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.physics.functionals import resolve_d3
-from aimnet2mult.training.checkpoints import check_identity, identity_of, read_state
+from aimnet2mult.training.checkpoints import check_identity, differences, identity_of, read_state
 from aimnet2mult.training.data import TrainingData, prepare_data
 from aimnet2mult.training.engine import Trainer
 from aimnet2mult.training.finish import finish
@@ -57,7 +58,7 @@ def train(
     save
         Another place for a copy of the final weights.
     dry_run
-        Go through all stages with two batches, in a sub-folder that is removed afterwards.
+        Go through all stages with two batches, in a temporary folder that is removed afterwards.
     fresh
         Start anew, even when the folder holds a checkpoint.
 
@@ -76,8 +77,12 @@ def train(
     _check_save(save)
     if not dry_run:
         return _run(config, load, save, fresh)
-    there = config.run.folder.exists()
-    folder = config.run.folder / "dry_run"
+    wanted = config.run.folder
+    place = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".dry_run-", dir=place))
+    except OSError as error:
+        raise _bad_folder(wanted, error) from None
     run = config.run.model_copy(update={"folder": folder})
     trainer = config.trainer.model_copy(update={"epochs": 1})
     logging = config.logging.model_copy(update={"wandb": None})
@@ -87,9 +92,6 @@ def train(
         )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        if not there:
-            with suppress(OSError):  # another run came to use it
-                config.run.folder.rmdir()
     print(f"dry run complete: every stage works; {folder} is removed again")
     return result
 
@@ -98,16 +100,20 @@ def _run(config: TrainConfig, load: Path | None, save: Path | None, fresh: bool,
     model = load_model_config(config.model)
     loss = build_loss(config)
     _check_model(config, model, loss)
-    start = None if load is None else load_weights(load)
+    start = None if load is None else _load_start(load, config, model)
     folder = config.run.folder
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with processes(config.run.device) as group:
-        if group.first:
-            _prepare_folder(config, fresh)
+        older = _prepare_folder(config, fresh) if group.first else {}
         group.wait()
         log = RunLog(folder / "logs/run.log", quiet=not group.first)
-        data, trainer = _train(config, model, loss, start, fresh, group, log, limit)
+        with _restored_on_failure(older):
+            data, trainer = _prepare(config, model, loss, start, fresh, group, log, limit)
+        try:
+            _go(trainer, fresh)
+        finally:
+            trainer.log.close()
         progress = trainer.progress
         chosen = trainer.best if config.trainer.final_weights == "best" else trainer.last
         del trainer  # what averages gradients over processes must go before the processes part
@@ -168,6 +174,11 @@ def _check_model(config: TrainConfig, model: ModelConfig, loss: MTLoss) -> None:
             f"{config.model}: num_charge_channels is 1, so spin charges are zero and cannot be trained; "
             "set it to 2, or set the weight of that loss term to 0"
         )
+    if model.kwargs.outputs.spin_charges is None and "spin_charges" in loss.needs.predictions:
+        raise ConfigError(
+            f"{config.model}: outputs.spin_charges is missing, so spin charges are zero and cannot be trained; "
+            "add it, or set the weight of that loss term to 0"
+        )
     for index, chosen in config.compile.dispersion.items():
         fidelity = config.data.fidelities[index]
         if chosen.method != "none" and fidelity.labels_include_dispersion:
@@ -180,6 +191,42 @@ def _check_model(config: TrainConfig, model: ModelConfig, loss: MTLoss) -> None:
                 resolve_d3(**chosen.model_dump(exclude={"method", "functional"}), name=chosen.functional)
             except ConfigError as error:
                 raise ConfigError(f"compile.dispersion.{index}: {error}") from None
+
+
+# what decides first weights only, or nothing at all
+_START_ONLY = ("kwargs.embedding_norm", "kwargs.fidelity_offset")
+
+
+def _load_start(path: Path, config: TrainConfig, model: ModelConfig) -> Weights:
+    """Read weights to start from; refuses those of another architecture, also where all shapes agree."""
+    start = load_weights(path)
+    for key, old, new in differences(start.config.to_dict(), model.to_dict()):
+        if key not in _START_ONLY:
+            raise ConfigError(
+                f"--load: {path} was trained with {key} {old}, but {config.model} has {new}; "
+                "make them agree, or leave --load out"
+            )
+    names = {index: fidelity.name for index, fidelity in config.data.fidelities.items()}
+    numbers = {name: index for index, name in names.items()}
+    for info in start.fidelities:
+        if numbers.get(info.name, info.index) != info.index:
+            raise ConfigError(
+                f"--load: '{info.name}' is fidelity {info.index} in {path}, but fidelity {numbers[info.name]} in "
+                "data.fidelities; number the fidelities alike"
+            )
+    return start
+
+
+def _other_names(start: Weights, config: TrainConfig) -> Iterator[str]:
+    """Warnings about fidelities that start from the weights of one with another name."""
+    for info in start.fidelities:
+        name = config.data.fidelities[info.index].name
+        if name != info.name:
+            yield f"warning: fidelity {info.index} ({name}) starts from the weights of '{info.name}'"
+
+
+def _bad_folder(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"run.folder: {folder} cannot be written ({error.strerror}); choose another folder")
 
 
 def _unwritable(folder: Path, error: OSError) -> TrainingError:
@@ -199,28 +246,41 @@ def _check_save(save: Path | None) -> None:
         raise ConfigError(f"--save: {save} cannot be written ({error.strerror}); choose another place") from None
 
 
-def _prepare_folder(config: TrainConfig, fresh: bool) -> None:
+def _prepare_folder(config: TrainConfig, fresh: bool) -> dict[Path, bytes]:
     """Make the run folder; clear split and fitted energies of an older run when this one starts anew.
 
-    Checkpoints stay until data and settings have passed their checks.
+    Checkpoints stay until data and settings have passed their checks; what is cleared is returned until then.
     """
     folder = config.run.folder
+    cleared = {}
     given = {fidelity.sae for fidelity in config.data.fidelities.values()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if fresh or not (folder / "checkpoints/last.pt").exists():
-            (folder / "split.yaml").unlink(missing_ok=True)
-            for path in folder.glob("sae_fid*.yaml"):
+            for path in (*folder.glob("split.yaml"), *folder.glob("sae_fid*.yaml")):
                 if path.resolve() not in given:
+                    cleared[path] = path.read_bytes()
                     path.unlink()
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"run.folder: {folder} cannot be written ({error.strerror}); choose another folder") from None
+        raise _bad_folder(folder, error) from None
+    return cleared
 
 
-def _train(
+@contextmanager
+def _restored_on_failure(files: Mapping[Path, bytes]) -> Iterator[None]:
+    """Put back what an older run needs to go on when this one fails before it starts."""
+    try:
+        yield
+    except BaseException:
+        for path, content in files.items():
+            path.write_bytes(content)
+        raise
+
+
+def _prepare(
     config: TrainConfig,
     model: ModelConfig,
     loss: MTLoss,
@@ -230,6 +290,7 @@ def _train(
     log: RunLog,
     limit: int | None,
 ) -> tuple[TrainingData, Trainer]:
+    """Everything that can refuse settings or data; no checkpoint is touched."""
     folder = config.run.folder
     data = prepare_data(config, folder, group, log)
     identity = identity_of(config, model.to_dict(), data.fingerprint, data.sae)
@@ -241,15 +302,11 @@ def _train(
     if content is None and start is not None:
         fill_network(network, start.state)
         log.line(f"weights to start from: {start.path}")
-    if content is None and group.first:
-        for path in (last, last.with_name("best.pt"), folder / "logs/metrics.csv"):
-            path.unlink(missing_ok=True)
-    group.wait()
+        for warning in _other_names(start, config):
+            log.line(warning)
     notes = [] if content is None else check_identity(content, identity, last)
-    done = 0 if content is None else int(content["progress"]["epoch"])
-    epochs = EpochLog(
-        folder / "logs" if group.first else None, config, loss.names, data.sampler.requested_shares, log, done
-    )
+    logs = folder / "logs" if group.first else None
+    epochs = EpochLog(logs, config, loss.names, data.sampler.requested_shares, log)
     trainer = Trainer(
         network.to(group.device),
         loss,
@@ -262,9 +319,8 @@ def _train(
         limit,
     )
     if content is not None:
-        trainer.resume(content)
-        for note in notes:
-            log.line(f"changed since the checkpoint: {note}")
+        for note in (*(f"changed since the checkpoint: {note}" for note in notes), *trainer.resume(content)):
+            log.line(note)
         if start is not None:
             log.line(f"note: --load {start.path} is not used, since {last} is there; start anew with --fresh")
         at = f"epoch {trainer.progress.epoch + 1}, step {trainer.progress.step + 1}"
@@ -272,10 +328,19 @@ def _train(
     else:
         count = sum(p.numel() for p in network.parameters())
         log.line(f"training {count:,} parameters on {group.device}, {group.world_size} process(es)")
+    epochs.open_trackers()
+    return data, trainer
+
+
+def _go(trainer: Trainer, fresh: bool) -> None:
+    """Train; a run that starts anew first clears the checkpoints of an older one."""
     try:
+        if trainer.processes.first:
+            if fresh or not trainer.last.exists():
+                for path in (trainer.last, trainer.best):
+                    path.unlink(missing_ok=True)
+            trainer.log.open_csv(trainer.progress.epoch)
+        trainer.processes.wait()
         trainer.run()
     except OSError as error:
-        raise _unwritable(folder, error) from None
-    finally:
-        epochs.close()
-    return data, trainer
+        raise _unwritable(trainer.config.run.folder, error) from None

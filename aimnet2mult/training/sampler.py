@@ -48,13 +48,13 @@ class FidelityBatchSampler:
         Share of the draws per fidelity, in any scale; 0 means never drawn. None: by number of samples, so that an
         epoch holds each sample once.
     batch_size
-        Molecules or atoms per batch. In molecules, batches of an epoch differ by at most one. In atoms,
+        Molecules or atoms per batch of one rank. In molecules, batches of an epoch differ by at most one. In atoms,
         a batch is filled until the next molecule would exceed the budget; a larger molecule stands alone.
     batch_unit
         ``molecules`` or ``atoms``.
     batches_per_epoch
         Batches of all ranks together, raised to a multiple of `world_size`; None: as many as it takes to draw
-        as many samples as `indices` holds.
+        as many samples as `indices` holds, and a few more where ranks would else get different numbers of batches.
     seed
         Decides, with the epoch, content and order.
     size_window
@@ -94,7 +94,7 @@ class FidelityBatchSampler:
         self.requested_shares = _shares(members, weights)
         self._pools = {fid: members[fid] for fid, share in self.requested_shares.items() if share > 0}
         self._weights = np.array([self.requested_shares[fid] for fid in self._pools])
-        self._fidelity_of, self._natoms_of = np.asarray(fidelity_of), np.asarray(natoms_of)
+        self._natoms_of = np.asarray(natoms_of)
         self._window = size_window
         self._draws = indices.size
         self._batch_size, self._unit, self._seed = batch_size, batch_unit, seed
@@ -109,11 +109,6 @@ class FidelityBatchSampler:
         """Batches of global sample numbers for this rank in `epoch` (0, 1, ...)."""
         return self._epoch(epoch)[self._rank :: self._world]
 
-    def realised_shares(self, epoch: int) -> dict[int, float]:
-        """Share of each fidelity in the draws of `epoch`, over all ranks."""
-        drawn = self._fidelity_of[np.concatenate(self._epoch(epoch))]
-        return {fid: float((drawn == fid).mean()) for fid in self.requested_shares}
-
     def _start(self, epoch: int) -> int:
         while len(self._starts) <= epoch:
             # in molecules every epoch is equally long; in atoms its length depends on what was drawn
@@ -122,8 +117,12 @@ class FidelityBatchSampler:
 
     def _length(self, epoch: int) -> int:
         if self._unit == "molecules":
-            return self._draws if self._per_epoch is None else self._per_epoch * self._batch_size
+            return max(self._draws, self._count()) if self._per_epoch is None else self._per_epoch * self._batch_size
         return sum(len(batch) for batch in self._in_order(epoch))
+
+    def _count(self) -> int:
+        """Batches of an epoch in molecules, a multiple of the number of ranks."""
+        return self._per_epoch or -(-self._draws // (self._batch_size * self._world)) * self._world
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         batches = self._in_order(epoch)
@@ -150,9 +149,8 @@ class FidelityBatchSampler:
         if self._unit == "atoms":
             return self._fill(start)
         length = self._length(epoch)
-        count = self._per_epoch or -(-length // (self._batch_size * self._world)) * self._world
         # no lone molecule in the last batch: sizes differ by one at most
-        return np.array_split(self._sequence(start, start + length), min(count, length))
+        return np.array_split(self._sequence(start, start + length), self._count())
 
     def _fill(self, start: int) -> list[np.ndarray]:
         """Cut the sequence from `start` on into batches of at most the atom budget."""
