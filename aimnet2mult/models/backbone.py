@@ -8,7 +8,7 @@ from aimnet2mult.models.convolution import Convolution, EnvironmentBasis
 from aimnet2mult.models.embedding import FidelityEmbedding
 from aimnet2mult.models.perceptron import perceptron
 from aimnet2mult.physics.equilibration import channel_totals, equilibrate
-from aimnet2mult.physics.geometry import atom_index, pack, unpack
+from aimnet2mult.physics.geometry import pack, unpack
 from aimnet2mult.types import AtomIndex, AtomState, Molecules, Pairs
 
 
@@ -46,13 +46,20 @@ class Backbone(nn.Module):
         self.middle = nn.ModuleList(perceptron(n_later, widths, n_update) for widths in middle)
         self.last = perceptron(n_later, last, settings.aim_size)
 
-    def forward(self, molecules: Molecules, pairs: Pairs, index: AtomIndex) -> AtomState:
-        """Features (n, A) and channel charges (n, C), float64, of the real atoms of a batch."""
+    def forward(
+        self, molecules: Molecules, pairs: Pairs, index: AtomIndex, numbers: Tensor, fidelity: Tensor
+    ) -> AtomState:
+        """Features (n, A) and channel charges (n, C), float64, of the n real atoms of a batch.
+
+        Parameters
+        ----------
+        molecules, pairs, index
+            The padded batch, its pairs and where its real atoms stand.
+        numbers, fidelity
+            (n,) atomic number and fidelity of each real atom.
+        """
         totals = channel_totals(molecules.charge, molecules.mult, self.n_channels)
         basis = self.basis(pairs)
-        fidelity = molecules.fidelity.index_select(0, index.molecule)
-        numbers = molecules.numbers.flatten().index_select(0, index.flat)
-
         features = self.embedding(numbers, fidelity)
         update = self.first(self._environment(features, features[:, :0], basis, index))
         charges = torch.zeros_like(update[:, : self.n_channels], dtype=torch.float64)
@@ -74,9 +81,3 @@ class Backbone(nn.Module):
         c = self.n_channels
         charges = equilibrate(charges + update[:, :c], update[:, c : 2 * c], totals, index)
         return features + update[:, 2 * c :], charges
-
-
-def index_and_fidelity(molecules: Molecules) -> tuple[AtomIndex, Tensor]:
-    """Atom index of a batch and the fidelity (n,) of each real atom."""
-    index = atom_index(molecules.numbers)
-    return index, molecules.fidelity.index_select(0, index.molecule)

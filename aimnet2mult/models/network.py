@@ -5,11 +5,11 @@ from torch import nn
 
 from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.errors import ConfigError
-from aimnet2mult.models.backbone import Backbone, index_and_fidelity
+from aimnet2mult.models.backbone import Backbone
 from aimnet2mult.models.embedding import FidelityEmbedding
 from aimnet2mult.models.heads import AtomicShift, AtomicSum, Charges, EnergyMLP, LRCoulomb, SpinCharges
 from aimnet2mult.models.perceptron import FidelityLinear
-from aimnet2mult.physics.geometry import all_pairs, unpack
+from aimnet2mult.physics.geometry import all_pairs, atom_index, unpack
 from aimnet2mult.types import Molecules, Prediction
 
 
@@ -43,11 +43,12 @@ class MultiFidelityNetwork(nn.Module):
     def forward(self, molecules: Molecules) -> Prediction:
         """Energies without self-atomic energies (B,) float64 eV, charges and spin charges (B, N) e."""
         pairs = all_pairs(molecules.coord, molecules.numbers)
-        index, fidelity = index_and_fidelity(molecules)
+        index = atom_index(molecules.numbers)
+        fidelity = molecules.fidelity.index_select(0, index.molecule)
         numbers = molecules.numbers.flatten().index_select(0, index.flat)
         readout = fidelity if self.separate_readouts else torch.zeros_like(fidelity)
 
-        state = self.backbone(molecules, pairs, index)
+        state = self.backbone(molecules, pairs, index, numbers, fidelity)
         channels = self.charges(state, molecules, index, readout)
         charges = unpack(channels.sum(dim=-1, keepdim=True), index).squeeze(-1)
         atomic = self.energy_mlp(state.features, readout).to(torch.float64)
