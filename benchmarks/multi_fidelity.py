@@ -5,7 +5,8 @@
 Each seed holds back a fifth of the molecules of the judged fidelity and a fifth of the others, in every
 fidelity. Two networks of the same architecture and recipe (those of the example) are then trained from the
 command line with one thread each: one on all fidelities, one on the judged fidelity alone. The cost of a step
-is measured first, so that both get the same CPU time. The schedule ends with the budget in both.
+is measured for all of them before any training starts, so that all get the same CPU time, whatever else the
+machine does later. The schedule ends with the budget in both.
 
 Both ends of each training are judged: the weights of its best validation epoch and those of its last. What is
 trained alone overfits, so it is given the better of the two, chosen by its errors on the judged molecules; what is
@@ -51,6 +52,18 @@ CALIBRATION = (40, 160)  # steps of the two short runs that measure the cost of 
 
 
 @dataclass(frozen=True)
+class Job:
+    """One training: its data are written, its configuration is a file."""
+
+    seed: int
+    run: str  # all or alone
+    folder: Path
+    settings: Path
+    tests: dict[int, Path]  # by fidelity of this training
+    names: dict[int, str]
+
+
+@dataclass(frozen=True)
 class Result:
     """Errors of one network at one fidelity on molecules never seen."""
 
@@ -72,9 +85,11 @@ def main() -> None:
     """Run the benchmark."""
     args = _arguments()
     args.work.mkdir(parents=True, exist_ok=True)
-    jobs = [(seed, run) for seed in args.seeds for run in ("all", "alone")]
+    jobs = [_prepare(args, seed, run) for seed in args.seeds for run in ("all", "alone")]
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = [row for rows in pool.map(lambda job: _one(args, *job), jobs) for row in rows]
+        steps = list(pool.map(lambda job: _affordable_steps(job, args), jobs))
+        print("all costs measured, now training", flush=True)
+        results = [row for rows in pool.map(lambda job, n: _one(job, n, args), jobs, steps) for row in rows]
     with (args.work / "results.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(asdict(row)) + "\n" for row in results)
     _report(results, args)
@@ -93,7 +108,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _one(args: argparse.Namespace, seed: int, run: str) -> list[Result]:
+def _prepare(args: argparse.Namespace, seed: int, run: str) -> Job:
+    """Write the data and the configuration of one training."""
     config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
     fidelities = config["data"]["fidelities"]
     sources = {i: (args.config.parent / f["files"]).resolve() for i, f in fidelities.items()}
@@ -104,21 +120,37 @@ def _one(args: argparse.Namespace, seed: int, run: str) -> list[Result]:
         limit = args.limit[i] if args.limit else None
         _write_part(source, folder / f"train{i}_{run}.h5", lambda m: ~np.isin(m, held), limit, seed)
         _write_part(source, folder / f"test{i}_{run}.h5", lambda m: np.isin(m, held), None, seed)
-    settings = _settings(config, args, folder, run, seed, kept)
-
-    costs = []
-    for steps in CALIBRATION:
-        costs.append(_train(settings, folder / f"{run}_cost{steps}", steps, args.overrides))
-    per_step = (costs[1] - costs[0]) / (CALIBRATION[1] - CALIBRATION[0])
-    steps = max(CALIBRATION[1], int((args.budget - costs[0]) / per_step))
-    print(f"seed {seed}, {run}: {MILLI * per_step:.1f} ms per step, {steps} steps", flush=True)
-    cpu = _train(settings, folder / run, steps, args.overrides)
-    tests = {new: folder / f"test{old}_{run}.h5" for new, old in kept.items()}
     names = {new: fidelities[old]["name"] for new, old in kept.items()}
+    tests = {new: folder / f"test{old}_{run}.h5" for new, old in kept.items()}
+    return Job(seed, run, folder, _settings(config, args, folder, run, seed, kept), tests, names)
+
+
+def _affordable_steps(job: Job, args: argparse.Namespace) -> int:
+    """How many training steps the budget pays for, from two short runs."""
+    first, second = (
+        _train(job.settings, job.folder / f"{job.run}_cost{steps}", steps, args.overrides) for steps in CALIBRATION
+    )
+    per_step = (second - first) / (CALIBRATION[1] - CALIBRATION[0])
+    steps = max(CALIBRATION[1], int((args.budget - first) / per_step))
+    print(f"seed {job.seed}, {job.run}: {MILLI * per_step:.1f} ms per step, {steps} steps", flush=True)
+    return steps
+
+
+def _one(job: Job, steps: int, args: argparse.Namespace) -> list[Result]:
+    """Train and judge one network."""
+    cpu = _train(job.settings, job.folder / job.run, steps, args.overrides)
     return [
-        Result(seed=seed, run=run, weights=which, fidelity=names[i], steps=steps, cpu_seconds=round(cpu, 1), **row)
+        Result(
+            seed=job.seed,
+            run=job.run,
+            weights=which,
+            fidelity=job.names[i],
+            steps=steps,
+            cpu_seconds=round(cpu, 1),
+            **row,
+        )
         for which in ("best", "last")
-        for i, row in _errors(folder / run, which, tests, names).items()
+        for i, row in _errors(job.folder / job.run, which, job.tests, job.names).items()
     ]
 
 
