@@ -28,12 +28,30 @@ class AtomIndex(NamedTuple):
     shape: tuple[int, int]  # (B, N)
 
 
-class Pairs(NamedTuple):
-    """All ordered pairs (j neighbour, i centre) of each molecule; self and padding pairs are masked."""
+class NeighborLists(NamedTuple):
+    """Cell and neighbour lists of a batch: for periodic systems, and where all pairs of a molecule are too many.
 
-    distance: Tensor  # (B, N_j, N_i) Å, 1 where masked
-    unit: Tensor  # (B, N_j, N_i, 3) unit vector from i to j, 0 where masked
-    mask: Tensor  # (B, N_j, N_i) bool
+    The neighbour j of atom i in an entry with lattice translation s stands at coord[j] + s @ cell.
+    """
+
+    cell: Tensor  # (B, 3, 3) Å, one cell vector per row; zeros in directions that are not periodic
+    neighbor: Tensor  # (B, N, M) int64: neighbours j (0 to N - 1) within the cutoff of the network, -1 = padding
+    shift: Tensor  # (B, N, M, 3) integer lattice translations
+    pair_first: Tensor  # (P,) int64 slot b * N + i; pairs within the cutoff of Coulomb and dispersion, each once
+    pair_second: Tensor  # (P,) int64 slot b * N + j
+    pair_shift: Tensor  # (P, 3) integer lattice translations
+
+
+class Pairs(NamedTuple):
+    """Pairs (j neighbour, i centre): either all of each molecule, or those of a neighbour list.
+
+    Self and padding pairs are masked. Shapes of all pairs: (B, N_j, N_i); of a list: (n, M), by packed centre.
+    """
+
+    distance: Tensor  # Å, 1 where masked
+    unit: Tensor  # (..., 3) unit vector from i to j, 0 where masked
+    mask: Tensor  # bool
+    neighbor: Tensor | None  # (n, M) int64 packed number of j, that of i where masked; None: all pairs
 
 
 class AtomState(NamedTuple):

@@ -21,24 +21,38 @@ from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.models.files import script_potential, write_potential
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
+from aimnet2mult.physics.geometry import all_pairs, atom_index, listed_pairs, sum_molecules
+from aimnet2mult.physics.radial import cosine_cutoff
+from aimnet2mult.types import Molecules, NeighborLists, Pairs
 
 FIDELITIES = [
     FidelityInfo(index=0, name="PBE0", elements=[1, 6, 7, 8, 9, 14, 16, 17], labels=["energy", "forces"]),
     FidelityInfo(index=1, name="CCSD(T)", elements=[1, 6, 7, 8], labels=["energy"]),
 ]
 # about the size of total energies, in eV
-SAE = {1: -13.6, 6: -1030.1, 7: -1485.3, 8: -2042.6, 9: -2713.5, 14: -7876.3, 16: -10832.9, 17: -12520.4}
+SAE = {1: -13.6, 6: -1030.1, 7: -1485.3, 8: -2042.6, 9: -2713.5, 14: -7876.3, 16: -10832.9, 17: -12520.4, 26: -34369.0}
 
 
 class Springs(nn.Module):
-    """Keeps molecules of random networks in shape: E = sum over pairs of (1 - exp(1.2 - r))^2 - 1, a Morse well."""
+    """Keeps molecules of random networks in shape: Morse wells (1 - exp(1.2 - r))^2 - 1 of all pairs within 5 Å."""
 
-    def forward(self, coord: Tensor, numbers: Tensor) -> Tensor:
-        """(B, N, 3) Å, (B, N) -> (B,) eV."""
-        n = coord.shape[1]
-        upper = torch.ones(n, n, dtype=torch.bool, device=coord.device).triu(1)
-        r = (coord.unsqueeze(1) - coord.unsqueeze(2))[:, upper].square().sum(-1).sqrt().to(torch.float64)
-        return ((1.0 - torch.exp(1.2 - r)).square() - 1.0).sum(-1)
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair_cutoff = 0.0
+
+    def forward(self, molecules: Molecules, lists: NeighborLists | None, charges: Tensor) -> Tensor:
+        """(B,) eV."""
+        if lists is None:
+            pairs = all_pairs(molecules.coord, molecules.numbers)
+            return 0.5 * self._wells(pairs).sum(dim=(1, 2))
+        index = atom_index(molecules.numbers)
+        pairs = listed_pairs(molecules.coord, lists, index)
+        return 0.5 * sum_molecules(self._wells(pairs).sum(dim=1), index)
+
+    def _wells(self, pairs: Pairs) -> Tensor:
+        r = pairs.distance.to(torch.float64)
+        well = ((1.0 - torch.exp(1.2 - r)).square() - 1.0) * cosine_cutoff(r, 5.0)
+        return torch.where(pairs.mask, well, torch.zeros_like(well))
 
 
 def write_fidelity(network: MultiFidelityNetwork, info: FidelityInfo, prefix: Path) -> Path:
@@ -57,7 +71,7 @@ def write_fidelity(network: MultiFidelityNetwork, info: FidelityInfo, prefix: Pa
     )
     path = Path(f"{prefix}_fid{info.index}.jpt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_potential(path, script_potential(Potential(single, [SelfAtomicEnergy(sae), Springs()])), metadata)
+    write_potential(path, script_potential(Potential(single, SelfAtomicEnergy(sae), [Springs()])), metadata)
     return path
 
 

@@ -53,7 +53,7 @@ def network() -> MultiFidelityNetwork:
 
 @pytest.fixture(scope="module")
 def scripted(network: MultiFidelityNetwork) -> torch.jit.ScriptModule:
-    return reloaded(Potential(network, [SelfAtomicEnergy(SAE)]))
+    return reloaded(Potential(network, SelfAtomicEnergy(SAE)))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def scripted(network: MultiFidelityNetwork) -> torch.jit.ScriptModule:
     ids=["two channels", "one channel, shared features, no Coulomb"],
 )
 def test_physics(changes: dict[str, Any]) -> None:
-    module = reloaded(Potential(suites.network(**changes).at_fidelity(2), [SelfAtomicEnergy(SAE)]))
+    module = reloaded(Potential(suites.network(**changes).at_fidelity(2), SelfAtomicEnergy(SAE)))
     suites.check_everything(evaluated(module), spin=changes.get("num_charge_channels") != 1)
 
 
@@ -80,7 +80,7 @@ def test_scripted_is_network_plus_self_atomic_energies(scripted: Module, network
 @pytest.mark.parametrize("fidelity", [0, 1, 2])
 def test_each_fidelity_equals_the_full_network(fidelity: int) -> None:
     network = suites.network()
-    module = script_potential(Potential(network.at_fidelity(fidelity), [SelfAtomicEnergy(dict.fromkeys(SAE, 0.0))]))
+    module = script_potential(Potential(network.at_fidelity(fidelity), SelfAtomicEnergy(dict.fromkeys(SAE, 0.0))))
     molecules = suites.structures()
     expected = suites.results(network, suites.collate(molecules, fidelity))
     found = suites.results(evaluated(module), suites.collate(molecules))
@@ -93,7 +93,7 @@ def test_large_totals_keep_small_differences(network: MultiFidelityNetwork, dtyp
     """At -1e6 eV a float64 has steps of 1.2e-10 eV: differences between geometries survive to 1e-9 eV."""
     network = network.at_fidelity(0).to(dtype)
     heavy = {number: -1.0e6 + number for number in SAE}
-    module = script_potential(Potential(network, [SelfAtomicEnergy(heavy)]))
+    module = script_potential(Potential(network, SelfAtomicEnergy(heavy)))
     h = suites.structure("H2O")
     scan = []
     for i in range(20):
@@ -136,11 +136,11 @@ def test_missing_mult_is_one(scripted: Module) -> None:
 
 def test_float32_file_and_inputs(network: MultiFidelityNetwork) -> None:
     """As saved (float32): float64 energies from float32 or float64 inputs, and ``.to(float64)`` computes throughout."""
-    module = reloaded(Potential(network.at_fidelity(0).float(), [SelfAtomicEnergy(SAE)]))
+    module = reloaded(Potential(network.at_fidelity(0).float(), SelfAtomicEnergy(SAE)))
     data = as_dict(suites.collate(suites.structures()))
     low = {key: value.float() if value.is_floating_point() else value for key, value in data.items()}
     exact = module.to(torch.float64)(data)["energy"]
-    module = reloaded(Potential(network.at_fidelity(0).float(), [SelfAtomicEnergy(SAE)]))
+    module = reloaded(Potential(network.at_fidelity(0).float(), SelfAtomicEnergy(SAE)))
     for inputs in (low, data):
         found = module(inputs)
         assert found["energy"].dtype == torch.float64
@@ -152,7 +152,7 @@ def test_float32_file_and_inputs(network: MultiFidelityNetwork) -> None:
 
 
 def test_casting_the_self_atomic_energies_is_refused(network: MultiFidelityNetwork) -> None:
-    module = reloaded(Potential(network.at_fidelity(0), [SelfAtomicEnergy(SAE)])).to(torch.float32)
+    module = reloaded(Potential(network.at_fidelity(0), SelfAtomicEnergy(SAE))).to(torch.float32)
     with pytest.raises(Exception, match="cast the coordinates, not this potential"):
         module(as_dict(suites.collate(suites.structures()[:1])))
 

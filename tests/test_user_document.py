@@ -62,7 +62,7 @@ def compiled(tmp_path: Path) -> Path:
     )
     path = tmp_path / "output" / "compiled" / "model_fid0.jpt"
     path.parent.mkdir(parents=True)
-    write_potential(path, script_potential(Potential(network, [SelfAtomicEnergy(sae)])), metadata)
+    write_potential(path, script_potential(Potential(network, SelfAtomicEnergy(sae))), metadata)
     return tmp_path
 
 

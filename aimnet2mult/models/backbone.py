@@ -8,7 +8,6 @@ from aimnet2mult.models.convolution import Convolution, EnvironmentBasis
 from aimnet2mult.models.embedding import FidelityEmbedding
 from aimnet2mult.models.perceptron import perceptron
 from aimnet2mult.physics.equilibration import channel_totals, equilibrate
-from aimnet2mult.physics.geometry import pack, unpack
 from aimnet2mult.types import AtomIndex, AtomState, Molecules, Pairs
 
 
@@ -28,6 +27,7 @@ class Backbone(nn.Module):
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.n_channels: int = settings.num_charge_channels
+        self.exact_charges: bool = settings.exact_charges
         n_shifts = settings.aev.nshifts_s
         width = settings.nfeature * (n_shifts if settings.d2features else 1)
         self.embedding = FidelityEmbedding(
@@ -43,8 +43,9 @@ class Backbone(nn.Module):
         n_update = width + 2 * self.n_channels
         first, *middle, last = settings.hidden
         self.first = perceptron(n_first, first, n_update)
-        self.middle = nn.ModuleList(perceptron(n_later, widths, n_update) for widths in middle)
-        self.last = perceptron(n_later, last, settings.aim_size)
+        activate = settings.activate_passes
+        self.middle = nn.ModuleList(perceptron(n_later, widths, n_update, activate) for widths in middle)
+        self.last = perceptron(n_later, last, settings.aim_size, activate)
 
     def forward(
         self, molecules: Molecules, pairs: Pairs, index: AtomIndex, numbers: Tensor, fidelity: Tensor
@@ -61,23 +62,23 @@ class Backbone(nn.Module):
         totals = channel_totals(molecules.charge, molecules.mult, self.n_channels)
         basis = self.basis(pairs)
         features = self.embedding(numbers, fidelity)
-        update = self.first(self._environment(features, features[:, :0], basis, index))
+        update = self.first(self._environment(features, features[:, :0], basis, pairs, index))
         charges = torch.zeros_like(update[:, : self.n_channels], dtype=torch.float64)
         features, charges = self._advance(update, features, charges, totals, index)
         for layer in self.middle:
-            update = layer(self._environment(features, charges, basis, index))
+            update = layer(self._environment(features, charges, basis, pairs, index))
             features, charges = self._advance(update, features, charges, totals, index)
-        return AtomState(self.last(self._environment(features, charges, basis, index)), charges)
+        return AtomState(self.last(self._environment(features, charges, basis, pairs, index)), charges)
 
-    def _environment(self, features: Tensor, charges: Tensor, basis: Tensor, index: AtomIndex) -> Tensor:
-        own = torch.cat([features, charges.to(features.dtype)], dim=-1)
-        padded = unpack(own, index)
-        n = features.shape[1]
-        return torch.cat([own, pack(self.convolution(padded[..., :n], padded[..., n:], basis), index)], dim=-1)
+    def _environment(
+        self, features: Tensor, charges: Tensor, basis: Tensor, pairs: Pairs, index: AtomIndex
+    ) -> Tensor:
+        q = charges.to(features.dtype)
+        return torch.cat([features, q, self.convolution(features, q, basis, pairs, index)], dim=-1)
 
     def _advance(
         self, update: Tensor, features: Tensor, charges: Tensor, totals: Tensor, index: AtomIndex
     ) -> tuple[Tensor, Tensor]:
         c = self.n_channels
-        charges = equilibrate(charges + update[:, :c], update[:, c : 2 * c], totals, index)
+        charges = equilibrate(charges + update[:, :c], update[:, c : 2 * c], totals, index, self.exact_charges)
         return features + update[:, 2 * c :], charges

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from aimnet2mult.physics.geometry import pack, unpack
 from aimnet2mult.physics.radial import gaussian_centres, gaussian_exponent, radial_features
-from aimnet2mult.types import Pairs
+from aimnet2mult.types import AtomIndex, Pairs
 
 
 class EnvironmentBasis(nn.Module):
@@ -29,7 +30,7 @@ class EnvironmentBasis(nn.Module):
         self.register_buffer("centres", centres, persistent=False)
 
     def forward(self, pairs: Pairs) -> Tensor:
-        """Pair features (B, G, N_j, N_i, 4) in the dtype of the network; zero for masked pairs."""
+        """Pair features (B, G, N_j, N_i, 4) or (n, G, M, 4) in the dtype of the network; zero for masked pairs."""
         dtype = self.centres.dtype
         radial = radial_features(pairs.distance.to(dtype), pairs.mask, self.centres, self.exponent, self.cutoff)
         one = torch.ones_like(pairs.distance).unsqueeze(-1)
@@ -64,33 +65,55 @@ class Convolution(nn.Module):
         columns = [nn.init.orthogonal_(torch.empty(n_shifts, n_combinations)) for _ in range(n_channels + n_charges)]
         self.mix = nn.Parameter(torch.stack(columns))
 
-    def forward(self, features: Tensor, charges: Tensor, basis: Tensor) -> Tensor:
-        """Environment features of every centre atom.
+    def forward(self, features: Tensor, charges: Tensor, basis: Tensor, pairs: Pairs, index: AtomIndex) -> Tensor:
+        """Environment features of every atom.
 
         Parameters
         ----------
         features
-            (B, N_j, n_channels * n_shifts) if `per_shift`, else (B, N_j, n_channels); 0 on padding.
+            (n, n_channels * n_shifts) if `per_shift`, else (n, n_channels).
         charges
-            (B, N_j, n_charges), or (B, N_j, 0) to leave the charges out; 0 on padding.
+            (n, n_charges), or (n, 0) to leave the charges out.
         basis
-            (B, n_shifts, N_j, N_i, 4).
+            (B, n_shifts, N_j, N_i, 4) for all pairs, (n, n_shifts, M, 4) for those of a list.
+        pairs, index
+            The pairs of the basis and where the real atoms stand.
 
         Returns
         -------
         Tensor
-            (B, N_i, channels * size_per_channel).
+            (n, channels * size_per_channel).
         """
+        values = self._values(features, charges)
+        neighbor = pairs.neighbor
+        sums = self._sum_all(values, basis, index) if neighbor is None else self._sum_listed(values, basis, neighbor)
+        n, n_channels = values.shape[0], values.shape[1]
+        scalars = sums[..., 0].permute(0, 2, 1).reshape(n, -1)
+        vectors = sums[..., 1:].permute(2, 0, 3, 1).reshape(n_channels, n * 3, self.n_shifts)
+        combined = torch.bmm(vectors, self.mix[:n_channels]).view(n_channels, n, 3, -1)
+        lengths = combined.square().sum(2).permute(1, 0, 2).reshape(n, -1)
+        return torch.cat([scalars, lengths], dim=-1)
+
+    def _values(self, features: Tensor, charges: Tensor) -> Tensor:
+        """What is summed over neighbours: (n, channels, n_shifts)."""
         if self.per_shift:
             values = features.unflatten(-1, (self.n_channels, self.n_shifts))
         else:
-            values = features.unsqueeze(-1).expand(-1, -1, -1, self.n_shifts)
-        if charges.shape[2] > 0:
-            values = torch.cat([values, charges.unsqueeze(-1).expand(-1, -1, -1, self.n_shifts)], dim=2)
-        b, n_i, n = basis.shape[0], basis.shape[3], values.shape[2]
-        sums = torch.matmul(values.permute(0, 3, 2, 1), basis.flatten(-2, -1)).unflatten(-1, (n_i, 4))
-        scalars = sums[..., 0].permute(0, 3, 2, 1).reshape(b, n_i, -1)
-        vectors = sums[..., 1:].permute(2, 0, 3, 4, 1).reshape(n, b * n_i * 3, self.n_shifts)
-        combined = torch.bmm(vectors, self.mix[:n]).view(n, b, n_i, 3, -1)
-        lengths = combined.square().sum(3).permute(1, 2, 0, 3).reshape(b, n_i, -1)
-        return torch.cat([scalars, lengths], dim=-1)
+            values = features.unsqueeze(-1).expand(-1, -1, self.n_shifts)
+        if charges.shape[1] > 0:
+            values = torch.cat([values, charges.unsqueeze(-1).expand(-1, -1, self.n_shifts)], dim=1)
+        return values
+
+    def _sum_all(self, values: Tensor, basis: Tensor, index: AtomIndex) -> Tensor:
+        """Sum over all atoms of the molecule: (n, channels, n_shifts) -> (n, n_shifts, channels, 4)."""
+        b, n_slots, n_channels = index.shape[0], index.shape[1], values.shape[1]
+        padded = unpack(values.flatten(1), index).view(b, n_slots, n_channels, self.n_shifts)
+        sums = torch.matmul(padded.permute(0, 3, 2, 1), basis.flatten(-2, -1))
+        sums = sums.view(b, self.n_shifts, n_channels, n_slots, 4).permute(0, 3, 1, 2, 4)
+        return pack(sums, index)
+
+    def _sum_listed(self, values: Tensor, basis: Tensor, neighbor: Tensor) -> Tensor:
+        """Sum over listed neighbours (n, M): (n, channels, n_shifts) -> (n, n_shifts, channels, 4)."""
+        n, m, n_channels = neighbor.shape[0], neighbor.shape[1], values.shape[1]
+        gathered = values.flatten(1).index_select(0, neighbor.flatten())
+        return torch.matmul(gathered.view(n, m, n_channels, self.n_shifts).permute(0, 3, 2, 1), basis)

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from aimnet2mult.configs.model import ChargesSettings, CoulombSettings, EnergyMLPSettings
+from aimnet2mult.configs.model import ChargesSettings, EnergyMLPSettings
 from aimnet2mult.models.embedding import MAX_ATOMIC_NUMBER
 from aimnet2mult.models.perceptron import FidelityPerceptron
-from aimnet2mult.physics.coulomb import simple_coulomb
 from aimnet2mult.physics.equilibration import channel_totals, equilibrate
 from aimnet2mult.physics.geometry import sum_molecules, unpack
-from aimnet2mult.types import AtomIndex, AtomState, Molecules, Pairs
+from aimnet2mult.types import AtomIndex, AtomState, Molecules
 
 
 class EnergyMLP(nn.Module):
@@ -94,15 +93,3 @@ class SpinCharges(nn.Module):
         if charges.shape[1] == 1 or not self.wanted:
             return unpack(torch.zeros_like(charges[:, :1]), index).squeeze(-1)
         return unpack(charges[:, :1] - charges[:, 1:], index).squeeze(-1)
-
-
-class LRCoulomb(nn.Module):
-    """Long-range Coulomb energy of the predicted charges."""
-
-    def __init__(self, settings: CoulombSettings) -> None:
-        super().__init__()
-        self.cutoff = settings.rc
-
-    def forward(self, charges: Tensor, pairs: Pairs) -> Tensor:
-        """(B, N) e -> (B,) float64 eV."""
-        return simple_coulomb(charges, pairs, self.cutoff)

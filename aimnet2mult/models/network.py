@@ -6,11 +6,12 @@ from torch import nn
 from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.errors import ConfigError
 from aimnet2mult.models.backbone import Backbone
+from aimnet2mult.models.coulomb import LRCoulomb
 from aimnet2mult.models.embedding import FidelityEmbedding
-from aimnet2mult.models.heads import AtomicShift, AtomicSum, Charges, EnergyMLP, LRCoulomb, SpinCharges
+from aimnet2mult.models.heads import AtomicShift, AtomicSum, Charges, EnergyMLP, SpinCharges
 from aimnet2mult.models.perceptron import FidelityLinear
-from aimnet2mult.physics.geometry import all_pairs, atom_index, unpack
-from aimnet2mult.types import Molecules, Prediction
+from aimnet2mult.physics.geometry import all_pairs, atom_index, listed_pairs, unpack
+from aimnet2mult.types import Molecules, NeighborLists, Prediction
 
 
 class MultiFidelityNetwork(nn.Module):
@@ -40,10 +41,16 @@ class MultiFidelityNetwork(nn.Module):
         self.atomic_shift = nn.ModuleList([AtomicShift(n_readouts)] if outputs.atomic_shift else [])
         self.lrcoulomb = nn.ModuleList([LRCoulomb(outputs.lrcoulomb.kwargs)] if outputs.lrcoulomb else [])
 
-    def forward(self, molecules: Molecules) -> Prediction:
-        """Energies without self-atomic energies (B,) float64 eV, charges and spin charges (B, N) e."""
-        pairs = all_pairs(molecules.coord, molecules.numbers)
+    def forward(self, molecules: Molecules, lists: NeighborLists | None = None) -> Prediction:
+        """Energies without self-atomic energies (B,) float64 eV, charges and spin charges (B, N) e.
+
+        Without `lists` the systems are molecules, and all pairs of their atoms are looked at.
+        """
         index = atom_index(molecules.numbers)
+        if lists is None:
+            pairs = all_pairs(molecules.coord, molecules.numbers)
+        else:
+            pairs = listed_pairs(molecules.coord, lists, index)
         fidelity = molecules.fidelity.index_select(0, index.molecule)
         numbers = molecules.numbers.flatten().index_select(0, index.flat)
         readout = fidelity if self.separate_readouts else torch.zeros_like(fidelity)
@@ -56,8 +63,16 @@ class MultiFidelityNetwork(nn.Module):
             atomic = atomic + shift(numbers, readout).to(torch.float64)
         energy = self.atomic_sum(atomic, index)
         for coulomb in self.lrcoulomb:
-            energy = energy + coulomb(charges, pairs)
+            energy = energy + coulomb(charges, molecules, pairs, lists)
         return Prediction(energy, charges, self.spin_charges(channels, index))
+
+    @torch.jit.export
+    def pair_cutoff(self, n_atoms: int, volume: float) -> float:
+        """Cutoff (Å) of the pair list that long-range Coulomb needs for `n_atoms` in `volume` (Å^3); 0 if none."""
+        cutoff = 0.0
+        for coulomb in self.lrcoulomb:
+            cutoff = max(cutoff, coulomb.pair_cutoff(n_atoms, volume))  # type: ignore[operator]
+        return cutoff
 
     def at_fidelity(self, fidelity: int) -> "MultiFidelityNetwork":
         """Copy of the network for one fidelity, which is then its fidelity 0.

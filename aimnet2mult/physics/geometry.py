@@ -1,9 +1,9 @@
-"""Distances and unit vectors inside the molecules of a padded batch."""
+"""Distances and unit vectors between the atoms of a padded batch, of molecules or of periodic systems."""
 
 import torch
 from torch import Tensor
 
-from aimnet2mult.types import AtomIndex, Pairs
+from aimnet2mult.types import AtomIndex, NeighborLists, Pairs
 
 
 def atom_index(numbers: Tensor) -> AtomIndex:
@@ -69,5 +69,42 @@ def all_pairs(coord: Tensor, numbers: Tensor) -> Pairs:
     # masked before anything is squared: whatever stands in the padding reaches neither energies nor gradients
     displacement = coord.unsqueeze(2) - coord.unsqueeze(1)
     displacement = torch.where(mask.unsqueeze(-1), displacement, torch.zeros_like(displacement))
-    distance = (displacement.square().sum(-1) + (~mask).to(coord.dtype)).sqrt()
-    return Pairs(distance, displacement / distance.unsqueeze(-1), mask)
+    return _as_pairs(displacement, mask, None)
+
+
+def listed_pairs(coord: Tensor, lists: NeighborLists, index: AtomIndex) -> Pairs:
+    """Pairs of a neighbour list, images of the cell included.
+
+    Parameters
+    ----------
+    coord
+        (B, N, 3) Å.
+    lists
+        Neighbour lists and cells of the batch.
+    index
+        The n real atoms of the batch.
+
+    Returns
+    -------
+    Pairs
+        With rows of M neighbours for each of the n packed atoms.
+    """
+    n_slots = index.shape[1]
+    neighbor = lists.neighbor.flatten(0, 1).index_select(0, index.flat)
+    mask = neighbor >= 0
+    slot = torch.where(mask, neighbor + (index.molecule * n_slots).unsqueeze(1), index.flat.unsqueeze(1))
+    atoms = coord.flatten(0, 1)
+    shift = lists.shift.flatten(0, 1).index_select(0, index.flat).to(coord.dtype)
+    translation = torch.bmm(shift, lists.cell.to(coord.dtype).index_select(0, index.molecule))
+    there = atoms.index_select(0, slot.flatten()).view(slot.shape[0], slot.shape[1], 3) + translation
+    displacement = there - atoms.index_select(0, index.flat).unsqueeze(1)
+    displacement = torch.where(mask.unsqueeze(-1), displacement, torch.zeros_like(displacement))
+    packed_number = torch.zeros_like(lists.neighbor[:, :, 0]).flatten()
+    packed_number = packed_number.index_copy(0, index.flat, torch.arange(slot.shape[0], device=slot.device))
+    return _as_pairs(displacement, mask, packed_number[slot])
+
+
+def _as_pairs(displacement: Tensor, mask: Tensor, neighbor: Tensor | None) -> Pairs:
+    """Lengths and directions of displacements (..., 3), which are zero where masked."""
+    distance = (displacement.square().sum(-1) + (~mask).to(displacement.dtype)).sqrt()
+    return Pairs(distance, displacement / distance.unsqueeze(-1), mask, neighbor)

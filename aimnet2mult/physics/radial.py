@@ -43,15 +43,15 @@ def radial_features(distance: Tensor, mask: Tensor, centres: Tensor, exponent: f
     Parameters
     ----------
     distance, mask
-        (B, N_j, N_i) Å and validity of each pair.
+        (B, N_j, N_i) or (n, M): Å and validity of each pair.
     centres, exponent, cutoff
         (G,) Å, 1/Å^2 and Å.
 
     Returns
     -------
     Tensor
-        (B, G, N_j, N_i), zero where masked or beyond the cutoff.
+        (B, G, N_j, N_i) or (n, G, M), zero where masked or beyond the cutoff.
     """
     envelope = torch.where(mask, cosine_cutoff(distance, cutoff), torch.zeros_like(distance))
-    offset = distance.unsqueeze(1) - centres.view(1, -1, 1, 1)
+    offset = distance.unsqueeze(1) - centres.view([1, -1] + [1] * (distance.dim() - 1))
     return torch.exp(-exponent * offset.square()) * envelope.unsqueeze(1)
