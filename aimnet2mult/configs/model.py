@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from aimnet2mult.configs.settings import Settings
 from aimnet2mult.configs.yaml_io import read_yaml, validated
 
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -32,12 +33,6 @@ def _integer(value: Any) -> Any:
 
 Widths = Annotated[tuple[Width, ...], Field(max_length=16), BeforeValidator(_tuple)]
 Passes = Annotated[tuple[Widths, ...], Field(max_length=16), BeforeValidator(_tuple)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys forbidden, true/false and text are no numbers, numbers finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class RadialBasis(Settings):
@@ -73,10 +68,16 @@ class ChargesSettings(Settings):
 class CoulombSettings(Settings):
     """Long-range Coulomb energy of the predicted charges."""
 
-    method: Literal["simple"] = "simple"
+    method: Literal["simple", "dsf", "ewald"] = Field(
+        "simple",
+        description="simple: every pair, in a periodic cell its limit, the Ewald sum; ewald: the same; "
+        "dsf: damped shifted force within a cutoff, the one method for partly periodic systems",
+    )
     rc: float = Field(
         4.6, gt=0.0, le=20.0, description="below this distance (Å) the interaction is switched off smoothly"
     )
+    dsf_alpha: float = Field(0.2, ge=0.0, le=2.0, description="damping (1/Å) of the method dsf; 0: none")
+    dsf_cutoff: float = Field(15.0, gt=0.0, le=100.0, description="cutoff (Å) of the method dsf")
 
 
 class NoSettings(Settings):
@@ -155,6 +156,14 @@ class NetworkSettings(Settings):
     ncomb_v: int = Field(12, ge=1, le=256, description="learned combinations of the vector features")
     hidden: Passes = ((512, 380), (512, 380), (512, 380, 380))
     aim_size: Width = Field(256, description="length of the final atomic feature vector")
+    activate_passes: bool = Field(
+        False, description="GELU on the outputs of every message pass but the first, as in the published AIMNet2 models"
+    )
+    exact_charges: bool = Field(
+        True,
+        description="true: charges sum to the molecular charge exactly; false: to about 1e-6 e, by the formula of the "
+        "published AIMNet2 models",
+    )
     outputs: Outputs
 
     @model_validator(mode="after")
