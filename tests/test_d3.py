@@ -10,12 +10,14 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.collections import g2
-from dftd3.interface import DispersionModel, RationalDampingParam
+from d3_cases import PATHS, evaluate, module_for, padded, reference, results
 
 from aimnet2mult.errors import ConfigError
-from aimnet2mult.models.dispersion import D3BJ, load_d3_data
-from aimnet2mult.physics.d3 import TRIPLE_CUTOFF, d3_energy
-from aimnet2mult.physics.functionals import BUILTIN_D3, D3Parameters, resolve_d3
+from aimnet2mult.models.dispersion import BLOCK, D3BJ, DEFAULT_CUTOFFS, load_d3_data
+from aimnet2mult.models.fixed_point import from_fixed_point
+from aimnet2mult.physics.d3_energy import D3Settings, d3_energy
+from aimnet2mult.physics.damping import DampingParameters
+from aimnet2mult.physics.functionals import BUILTIN_D3, resolve_d3
 from aimnet2mult.units import ANGSTROM_PER_BOHR, BOHR_PER_ANGSTROM, EV_PER_HARTREE
 
 # Both sides work in float64 with the same formulas; the worst deviation seen is 6e-15. These are the promised limits.
@@ -27,42 +29,22 @@ THREE_BODY = resolve_d3("pbe0", s9=1.0).parameters
 ALL_PARAMETERS = {**TWO_BODY, "pbe0 with s9": THREE_BODY, "b3lyp with s9 0.5": resolve_d3("b3lyp", s9=0.5).parameters}
 
 
-def reference(atoms: Atoms, parameters: D3Parameters) -> tuple[float, np.ndarray]:
-    """Energy (Hartree) and gradient (Hartree/Bohr) of the dftd3 package."""
-    model = DispersionModel(atoms.numbers, atoms.positions * BOHR_PER_ANGSTROM)
-    result = model.get_dispersion(RationalDampingParam(**parameters._asdict(), alp=14.0), grad=True)
-    return float(result["energy"]), result["gradient"]
-
-
-def padded(molecules: list[Atoms]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Coordinates and numbers of a batch; the padding holds rubbish coordinates."""
-    size = max(len(atoms) for atoms in molecules)
-    coord = torch.full((len(molecules), size, 3), 0.3, dtype=torch.float64)
-    numbers = torch.zeros((len(molecules), size), dtype=torch.int64)
-    for row, atoms in enumerate(molecules):
-        coord[row, : len(atoms)] = torch.from_numpy(atoms.positions)
-        numbers[row, : len(atoms)] = torch.from_numpy(atoms.numbers)
-    return coord, numbers
-
-
 def energy_and_gradient(module: torch.nn.Module, coord: torch.Tensor, numbers: torch.Tensor) -> tuple:
     """Energies (B,) in Hartree and gradients (B, N, 3) in Hartree/Bohr by automatic differentiation."""
     coord = coord.clone().requires_grad_()
-    energy = module(coord, numbers)
+    energy = evaluate(module, coord, numbers)
     (gradient,) = torch.autograd.grad(energy.sum(), coord)
     return energy.detach().numpy() / EV_PER_HARTREE, gradient.numpy() / EV_PER_HARTREE * ANGSTROM_PER_BOHR
 
 
-def check_against_package(molecules: list[Atoms], parameters: D3Parameters) -> None:
+def check_against_package(molecules: list[Atoms], parameters: DampingParameters, max_plain: int) -> None:
     """Evaluate all molecules as one padded batch and compare each with the dftd3 package."""
-    coord, numbers = padded(molecules)
-    module = D3BJ(sorted(set(numbers.unique().tolist()) - {0}), parameters)
-    energies, gradients = energy_and_gradient(module, coord, numbers)
+    energies, gradients = energy_and_gradient(module_for(molecules, parameters, max_plain), *padded(molecules))
     for atoms, energy, gradient in zip(molecules, energies, gradients, strict=True):
-        right_energy, right_gradient = reference(atoms, parameters)
+        right = reference(atoms, parameters)
         formula = atoms.get_chemical_formula()
-        assert abs(energy - right_energy) < ENERGY_LIMIT, formula
-        assert np.abs(gradient[: len(atoms)] - right_gradient).max() < GRADIENT_LIMIT, formula
+        assert abs(energy - right.energy[0]) < ENERGY_LIMIT, formula
+        assert np.abs(gradient[: len(atoms)] - right.gradient[0]).max() < GRADIENT_LIMIT, formula
         assert (gradient[len(atoms) :] == 0.0).all(), formula
 
 
@@ -124,24 +106,28 @@ def far_fragments() -> list[Atoms]:
     return systems
 
 
+@PATHS
 @pytest.mark.parametrize("name", ALL_PARAMETERS)
-def test_small_molecules_agree_with_the_dftd3_package(name: str) -> None:
+def test_small_molecules_agree_with_the_dftd3_package(name: str, max_plain: int) -> None:
     molecules = [*g2_molecules(), *ions(), *rare_gas_dimers()]
     assert len(molecules) >= 100
-    check_against_package(molecules, ALL_PARAMETERS[name])
+    check_against_package(molecules, ALL_PARAMETERS[name], max_plain)
 
 
+@PATHS
 @pytest.mark.parametrize("name", ["wb97x", "pbe", "pbe0 with s9"])
-def test_clusters_and_heavy_elements_agree_with_the_dftd3_package(name: str) -> None:
-    check_against_package(large_systems(), ALL_PARAMETERS[name])
+def test_clusters_and_heavy_elements_agree_with_the_dftd3_package(name: str, max_plain: int) -> None:
+    check_against_package(large_systems(), ALL_PARAMETERS[name], max_plain)
 
 
+@PATHS
 @pytest.mark.parametrize("name", ["wb97m", "pbe0 with s9"])
-def test_the_cutoffs_are_those_of_the_dftd3_package(name: str) -> None:
-    check_against_package(far_fragments(), ALL_PARAMETERS[name])
+def test_the_cutoffs_are_those_of_the_dftd3_package(name: str, max_plain: int) -> None:
+    check_against_package(far_fragments(), ALL_PARAMETERS[name], max_plain)
 
 
-def test_every_element_agrees_with_the_dftd3_package() -> None:
+@PATHS
+def test_every_element_agrees_with_the_dftd3_package(max_plain: int) -> None:
     elements = [z for z in range(1, 104) if z != 101]  # mendelevium: see the next test
     dimers = [
         Atoms([z, partner], [(0, 0, 0), (0, 0, distance)])
@@ -149,7 +135,7 @@ def test_every_element_agrees_with_the_dftd3_package() -> None:
         for partner in (1, 8, 53)
         for distance in (2.4, 6.0)
     ]
-    check_against_package(dimers, TWO_BODY["b3lyp"])
+    check_against_package(dimers, TWO_BODY["b3lyp"], max_plain)
 
 
 def test_mendelevium_differs_by_an_empty_reference_of_the_dftd3_package() -> None:
@@ -164,13 +150,15 @@ def test_mendelevium_differs_by_an_empty_reference_of_the_dftd3_package() -> Non
         reference_cn=torch.cat([data.reference_cn, torch.tensor([-1.0], dtype=torch.float64)]),
         reference_c6=c6,
     )
-    energy = d3_energy(coord, numbers, with_empty_slot, TWO_BODY["b3lyp"]).item() / EV_PER_HARTREE
-    assert abs(energy - reference(atoms, TWO_BODY["b3lyp"])[0]) < 1e-15
+    settings = D3Settings(TWO_BODY["b3lyp"], DEFAULT_CUTOFFS, 100, BLOCK)
+    energy = d3_energy(coord, numbers, None, with_empty_slot, settings).item() / EV_PER_HARTREE
+    assert abs(energy - reference(atoms, TWO_BODY["b3lyp"]).energy[0]) < 1e-15
 
 
-def test_padding_may_hold_anything() -> None:
+@PATHS
+def test_padding_may_hold_anything(max_plain: int) -> None:
     molecules = [molecule("CH3CH2OH"), molecule("H2O")]
-    module = D3BJ([1, 6, 8], THREE_BODY)
+    module = module_for(molecules, THREE_BODY, max_plain)
     coord, numbers = padded(molecules)
     clean = energy_and_gradient(module, coord, numbers)
     coord[1, 3:] = math.nan
@@ -183,20 +171,23 @@ def test_padding_may_hold_anything() -> None:
     assert math.isnan(energy_and_gradient(module, coord, numbers)[0][1])
 
 
+@PATHS
 @pytest.mark.parametrize("parameters", [TWO_BODY["pbe0"], THREE_BODY], ids=["two-body", "three-body"])
-def test_single_atoms_and_empty_rows_give_zero(parameters: D3Parameters) -> None:
+def test_single_atoms_and_empty_rows_give_zero(parameters: DampingParameters, max_plain: int) -> None:
     numbers = torch.tensor([[8, 0], [6, 0], [0, 0]])
-    energies, gradients = energy_and_gradient(D3BJ([6, 8], parameters), torch.ones(3, 2, 3).double(), numbers)
+    module = D3BJ([6, 8], parameters)
+    module.max_plain = max_plain
+    energies, gradients = energy_and_gradient(module, torch.ones(3, 2, 3).double(), numbers)
     assert (energies == 0.0).all()
     assert (gradients == 0.0).all()
     # two atoms on one spot are no pair, in the dftd3 package's terms too
-    energies, gradients = energy_and_gradient(D3BJ([6], parameters), torch.ones(1, 2, 3).double(), numbers[1:2] * 0 + 6)
+    energies, gradients = energy_and_gradient(module, torch.ones(1, 2, 3).double(), numbers[1:2] * 0 + 6)
     assert energies[0] == 0.0
     assert (gradients == 0.0).all()
 
 
 @pytest.mark.parametrize("parameters", [TWO_BODY["pbe0"], THREE_BODY], ids=["two-body", "three-body"])
-def test_saved_script_equals_eager_whatever_it_is_cast_to(parameters: D3Parameters, tmp_path) -> None:
+def test_saved_script_equals_eager_whatever_it_is_cast_to(parameters: DampingParameters, tmp_path) -> None:
     module = D3BJ([1, 6, 7, 8, 9], parameters)
     torch.jit.script(module).save(str(tmp_path / "d3.pt"))
     coord, numbers = padded([packed_cluster("H C N O F", 20, 1.5, 5), molecule("CH3CN")])
@@ -216,19 +207,19 @@ def test_low_precision_coordinates_are_taken_up_in_float64() -> None:
     module = D3BJ([1, 6, 8], TWO_BODY["pbe0"])
     coord, numbers = padded([molecule("CH3CH2OH")])
     single = coord.float().requires_grad_()
-    energy = module(single, numbers.to(torch.int32))
+    energy = evaluate(module, single, numbers.to(torch.int32))
     assert energy.dtype == torch.float64
-    assert torch.equal(energy, module(single.detach().double(), numbers))
+    assert torch.equal(energy, evaluate(module, single.detach().double(), numbers))
     (gradient,) = torch.autograd.grad(energy.sum(), single)
     assert gradient.dtype == torch.float32
 
 
 @pytest.mark.parametrize("parameters", [TWO_BODY["wb97m"], THREE_BODY], ids=["two-body", "three-body"])
-def test_gradient_and_hessian_are_derivatives_of_the_energy(parameters: D3Parameters) -> None:
+def test_gradient_and_hessian_are_derivatives_of_the_energy(parameters: DampingParameters) -> None:
     coord, numbers = padded([molecule("CH3OH"), molecule("H2O")])
     module = torch.jit.script(D3BJ([1, 6, 8], parameters))
     coord.requires_grad_()
-    (gradient,) = torch.autograd.grad(module(coord, numbers).sum(), coord, create_graph=True)
+    (gradient,) = torch.autograd.grad(evaluate(module, coord, numbers).sum(), coord, create_graph=True)
     direction = torch.nn.functional.normalize(
         torch.from_numpy(np.random.default_rng(6).normal(size=coord.shape)), dim=2
     )
@@ -236,12 +227,12 @@ def test_gradient_and_hessian_are_derivatives_of_the_energy(parameters: D3Parame
 
     step = 1e-4  # Å: the central difference is off by step^2 / 6 times the third derivative (eV/Å^3), about 1e-9
     above, below = coord.detach() + step * direction, coord.detach() - step * direction
-    slope = (module(above, numbers) - module(below, numbers)) / (2 * step)
+    slope = (evaluate(module, above, numbers) - evaluate(module, below, numbers)) / (2 * step)
     torch.testing.assert_close(slope, (gradient * direction).sum((1, 2)).detach(), rtol=1e-6, atol=1e-8)
     difference = []
     for points in (above, below):
         points = points.requires_grad_()
-        difference.append(torch.autograd.grad(module(points, numbers).sum(), points)[0])
+        difference.append(torch.autograd.grad(evaluate(module, points, numbers).sum(), points)[0])
     torch.testing.assert_close((difference[0] - difference[1]) / (2 * step), product, rtol=1e-5, atol=1e-7)
     assert not product[1, 3:].any()
 
@@ -271,10 +262,11 @@ def test_three_body_term_counts_each_triangle_once() -> None:
     atoms = Atoms("Ar3", [(0, 0, 0), (side, 0, 0), (side / 2, side * math.sqrt(0.75), 0)])
     coord, numbers = padded([atoms])
     data = load_d3_data([18])
-    only_triples = D3Parameters(s6=0.0, s8=0.0, a1=0.4, a2=4.0, s9=1.0)
-    energy = d3_energy(coord, numbers, data, only_triples).item() / EV_PER_HARTREE
+    only_triples = DampingParameters(s6=0.0, s8=0.0, a1=0.4, a2=4.0, s9=1.0)
+    settings = D3Settings(only_triples, DEFAULT_CUTOFFS, 100, BLOCK)
+    energy = d3_energy(coord, numbers, None, data, settings).item() / EV_PER_HARTREE
     expected = data.reference_c6[0, 0].item() ** 1.5 * (1 + 3 / 8) / (side * BOHR_PER_ANGSTROM) ** 9
-    assert side * BOHR_PER_ANGSTROM < TRIPLE_CUTOFF
+    assert side * BOHR_PER_ANGSTROM < DEFAULT_CUTOFFS.triple
     assert energy == pytest.approx(expected, rel=1e-4)
 
 
@@ -292,9 +284,9 @@ def test_an_atom_of_another_element_is_refused(number: int) -> None:
     module = D3BJ([1, 6, 8], TWO_BODY["pbe"])
     numbers = torch.tensor([[1, number]])
     with pytest.raises(ValueError, match=f"Z = {number} "):
-        module(torch.rand(1, 2, 3), numbers)
+        evaluate(module, torch.rand(1, 2, 3), numbers)
     with pytest.raises(torch.jit.Error, match=f"Z = {number} "):
-        torch.jit.script(module)(torch.rand(1, 2, 3), numbers)
+        evaluate(torch.jit.script(module), torch.rand(1, 2, 3), numbers)
 
 
 def test_the_stored_data_are_exact() -> None:
@@ -302,4 +294,80 @@ def test_the_stored_data_are_exact() -> None:
     for name, values in load_d3_data(range(1, 104))._asdict().items():
         if values.dtype == torch.float64:
             # 2^-49 absolute: the rounding of the fixed-point form
-            torch.testing.assert_close(module._floats(getattr(module, name)), values, rtol=0.0, atol=2.0**-49)
+            torch.testing.assert_close(from_fixed_point(getattr(module, name)), values, rtol=0.0, atol=2.0**-49)
+
+
+@pytest.mark.parametrize("parameters", [TWO_BODY["wb97m"], THREE_BODY], ids=["two-body", "three-body"])
+def test_blocks_give_what_plain_differentiation_gives(parameters: DampingParameters, tmp_path) -> None:
+    systems = [packed_cluster("H C N O S", 90, 1.9, 9), molecule("CH3OH"), packed_cluster("Pb I H", 70, 3.0, 10)]
+    coord, numbers = padded(systems)
+    plain = results(module_for(systems, parameters, 10**9), coord, numbers)
+    torch.jit.script(module_for(systems, parameters)).save(str(tmp_path / "d3.pt"))
+    loaded = torch.jit.load(str(tmp_path / "d3.pt"))
+    assert loaded.max_plain < 70 * 69 // 2  # so large molecules go by blocks of themselves
+    for block in (loaded.block, 500, 1):
+        loaded.block = block
+        for _ in range(3 if block == 500 else 1):  # the second call profiles, the third runs the optimised graph
+            blocks = results(loaded, coord, numbers)
+        for found, expected in zip(blocks, plain, strict=True):
+            # sums of 1e4 pairs of size 1e-4 in another order
+            assert np.abs(found - expected).max() < 1e-13
+    with torch.no_grad():
+        energy = evaluate(loaded, coord, numbers)
+    assert np.abs(energy.numpy() / EV_PER_HARTREE - plain.energy).max() < 1e-13
+
+
+def test_second_derivatives_are_exact_or_not_finite_but_never_missing() -> None:
+    systems = [packed_cluster("H C O", 66, 1.9, 11)]
+    coord, numbers = padded(systems)
+    module = torch.jit.script(module_for(systems, TWO_BODY["pbe0"]))
+    rows = []
+    for max_plain in (module.max_plain, 10**9):
+        module.max_plain = max_plain
+        coord.requires_grad_()
+        (gradient,) = torch.autograd.grad(evaluate(module, coord, numbers).sum(), coord, create_graph=True)
+        rows.append(torch.autograd.grad(gradient[0, 5, 1], coord)[0][0])
+    assert not rows[0].isfinite().all()
+    step = 1e-3  # Å: off by step^2 / 6 times the fourth derivative, 1e-6 of the second
+    moved = coord.detach().repeat(2, 1, 1)
+    moved[:, 5, 1] += torch.tensor([step, -step])
+    forces = energy_and_gradient(module, moved, numbers.repeat(2, 1))[1] * EV_PER_HARTREE / ANGSTROM_PER_BOHR
+    expected = torch.from_numpy((forces[0] - forces[1]) / (2 * step))
+    torch.testing.assert_close(rows[1], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_an_inactive_term_contributes_zeros() -> None:
+    coord, numbers = padded([molecule("CH3OH"), molecule("H2O")])
+    module = torch.jit.script(D3BJ([1, 6, 8], TWO_BODY["pbe0"]))
+    module.active = False
+    energy = evaluate(module, coord, numbers)
+    assert energy.dtype == torch.float64
+    assert torch.equal(energy, torch.zeros(2, dtype=torch.float64))
+
+
+def test_cutoffs_can_be_chosen() -> None:
+    pair = Atoms("Ar2", [(0, 0, 0), (5.0, 0, 0)])
+    long, short = (
+        evaluate(D3BJ([18], TWO_BODY["pbe0"], DEFAULT_CUTOFFS._replace(pair=cutoff)), *padded([pair])).item()
+        for cutoff in (5.0 * BOHR_PER_ANGSTROM + 0.01, 5.0 * BOHR_PER_ANGSTROM - 0.01)
+    )
+    assert long < 0.0
+    assert short == 0.0
+    assert D3BJ([18], TWO_BODY["pbe0"]).pair_cutoff == pytest.approx(60.0 * ANGSTROM_PER_BOHR, abs=1e-12)
+    with pytest.raises(ConfigError, match="cn=0"):
+        D3BJ([18], TWO_BODY["pbe0"], DEFAULT_CUTOFFS._replace(cn=0.0))
+
+
+@PATHS
+@pytest.mark.parametrize("pair", ["H2", "OC", "Ar2", "I2", "CsAr"])
+def test_energy_and_force_of_a_dimer_hardly_jump_at_the_cutoffs(pair: str, max_plain: int) -> None:
+    """Sharp cutoffs at 40 and 60 Bohr, as in the dftd3 package: the largest jumps are 2e-6 eV and 4e-7 eV/Å here."""
+    step = 1e-6  # Å
+    edges = [DEFAULT_CUTOFFS.cn * ANGSTROM_PER_BOHR, DEFAULT_CUTOFFS.pair * ANGSTROM_PER_BOHR]
+    dimers = [Atoms(pair, [(0, 0, 0), (edge + side * step, 0, 0)]) for edge in edges for side in (-1, 1)]
+    energy, gradient = energy_and_gradient(module_for(dimers, TWO_BODY["pbe0"], max_plain), *padded(dimers))
+    jumps = np.abs(np.diff(energy.reshape(2, 2))) * EV_PER_HARTREE
+    pulls = np.abs(np.diff(gradient[:, 1, 0].reshape(2, 2))) * EV_PER_HARTREE / ANGSTROM_PER_BOHR
+    assert jumps.max() < 2.5e-6
+    assert pulls.max() < 1e-6
+    assert jumps[1] > 0.0  # there is an edge

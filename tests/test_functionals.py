@@ -6,14 +6,15 @@ import builtins
 import math
 
 import pytest
-import torch
 from ase.build import molecule
+from d3_cases import evaluate, padded
 from dftd3.parameters import get_all_damping_params, get_damping_param
 
 from aimnet2mult.errors import ConfigError
 from aimnet2mult.models.dispersion import D3BJ, load_d3_data
-from aimnet2mult.physics import functionals
-from aimnet2mult.physics.functionals import D3Parameters, resolve_d3
+from aimnet2mult.physics import damping, functionals
+from aimnet2mult.physics.damping import DampingParameters
+from aimnet2mult.physics.functionals import resolve_d3
 from aimnet2mult.units import EV_PER_HARTREE
 
 TABLE = {
@@ -28,7 +29,7 @@ TABLE = {
 @pytest.mark.parametrize("name", TABLE)
 def test_built_in_rows_are_those_of_the_documentation(name: str) -> None:
     resolved = resolve_d3(name)
-    assert resolved.parameters == D3Parameters(*TABLE[name], s9=0.0)
+    assert resolved.parameters == DampingParameters(*TABLE[name], s9=0.0)
     assert resolved.functional == name
     assert resolved.reference
     assert bool(resolved.warnings) == (name == "wb97x")
@@ -41,7 +42,9 @@ def test_the_table_holds_nothing_else() -> None:
 @pytest.mark.parametrize("name", sorted(set(TABLE) - {"wb97x"}))
 def test_built_in_rows_equal_the_published_ones(name: str) -> None:
     published = get_damping_param(name, defaults=["bj"])
-    assert resolve_d3(name).parameters == D3Parameters(*(published[key] for key in ("s6", "s8", "a1", "a2")), s9=0.0)
+    assert resolve_d3(name).parameters == DampingParameters(
+        *(published[key] for key in ("s6", "s8", "a1", "a2")), s9=0.0
+    )
 
 
 @pytest.mark.parametrize("name", ["PBE0", "pbe-0", "PBE_0", " pbe0 "])
@@ -56,9 +59,8 @@ def test_wb97x_warns_and_the_warning_is_true() -> None:
     published = get_damping_param("wb97x", defaults=["bj"])
     assert (published["s8"], published["a1"], published["a2"]) == (0.2641, 0.0, 5.4959)
     benzene = molecule("C6H6")
-    coord, numbers = torch.from_numpy(benzene.positions[None]), torch.from_numpy(benzene.numbers[None])
     energy = {
-        name: D3BJ([1, 6], resolve_d3(name).parameters)(coord, numbers).item() / EV_PER_HARTREE
+        name: evaluate(D3BJ([1, 6], resolve_d3(name).parameters), *padded([benzene])).item() / EV_PER_HARTREE
         for name in ("wb97x", "pbe0", "wb97m", "b3lyp", "dftd3:wb97x")
     }
     assert energy["wb97x"] == pytest.approx(-0.176, abs=5e-4)  # three digits are claimed
@@ -68,7 +70,7 @@ def test_wb97x_warns_and_the_warning_is_true() -> None:
 
 def test_the_data_base_of_the_dftd3_package_is_reached() -> None:
     resolved = resolve_d3("dftd3:wb97x")
-    assert resolved.parameters == D3Parameters(s6=1.0, s8=0.2641, a1=0.0, a2=5.4959, s9=0.0)
+    assert resolved.parameters == DampingParameters(s6=1.0, s8=0.2641, a1=0.0, a2=5.4959, s9=0.0)
     assert resolved.functional == "dftd3:wb97x"
     assert not resolved.warnings
     plain, prefixed = resolve_d3("B2PLYP"), resolve_d3("DFTD3:B2-PLYP")
@@ -86,7 +88,7 @@ def test_every_row_of_the_data_base_can_be_named() -> None:
     assert len(rows) > 100
     for name, row in rows.items():
         parameters = resolve_d3(f"dftd3:{name}").parameters
-        assert parameters == D3Parameters(row["s6"], row["s8"], row["a1"], row["a2"], 0.0), name
+        assert parameters == DampingParameters(row["s6"], row["s8"], row["a1"], row["a2"], 0.0), name
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_the_warning_ends_where_nothing_of_the_row_is_left() -> None:
 
 def test_values_alone_make_a_custom_correction() -> None:
     resolved = resolve_d3(None, s6=1.0, s8=0.5, a1=0.4, a2=5.0)
-    assert resolved.parameters == D3Parameters(1.0, 0.5, 0.4, 5.0, 0.0)
+    assert resolved.parameters == DampingParameters(1.0, 0.5, 0.4, 5.0, 0.0)
     assert resolved.functional == "custom"
     with pytest.raises(ConfigError, match="s8, a2 not given"):
         resolve_d3(None, s6=1.0, a1=0.4)
@@ -154,7 +156,7 @@ def test_values_without_sense_are_refused(value: dict, message: str) -> None:
 
 def test_the_damping_radius_is_checked_over_all_elements() -> None:
     roots = math.sqrt(3.0) * load_d3_data(range(1, 104)).r4r2
-    low, high = functionals._C8_C6_ROOT_RANGE
+    low, high = damping._C8_C6_ROOT_RANGE
     assert low == pytest.approx(roots.min().item(), abs=0.1)
     assert low < roots.min()
     assert high == pytest.approx(roots.max().item(), abs=0.1)

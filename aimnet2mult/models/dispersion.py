@@ -1,5 +1,6 @@
 """The D3(BJ) dispersion correction as a module that goes into a compiled potential."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -10,15 +11,19 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from aimnet2mult.errors import ConfigError
+from aimnet2mult.models.fixed_point import from_fixed_point, to_fixed_point
 from aimnet2mult.physics import functionals
-from aimnet2mult.physics.d3 import D3Data, d3_energy
-from aimnet2mult.physics.functionals import D3Parameters
+from aimnet2mult.physics.d3 import D3Cutoffs, D3Data
+from aimnet2mult.physics.d3_energy import D3Settings, d3_energy, longest_cutoff
+from aimnet2mult.physics.damping import DampingParameters
+from aimnet2mult.types import Molecules, NeighborLists
+from aimnet2mult.units import ANGSTROM_PER_BOHR
 
 _TABLES: Final = Path(functionals.__file__).parent / "data" / "d3.npz"
 _MAX_NUMBER: Final = len(chemical_symbols) - 1
-# Places after the binary point of the stored data. All values lie below 2^14, so they fit 63 bits, and the rounding
-# of 2^-49 is below the precision of a float64 for values above 16 and below 3e-15 relative for the rest.
-_FRACTION_BITS: Final = 48
+DEFAULT_CUTOFFS: Final = D3Cutoffs()
+MAX_PLAIN: Final = 64 * 63 // 2
+BLOCK: Final = 32_768
 
 
 def load_d3_data(elements: Sequence[int]) -> D3Data:
@@ -77,8 +82,8 @@ class D3BJ(nn.Module):
     """D3 dispersion energy with rational damping for a fixed set of elements.
 
     Energies agree with the dftd3 package; formulas and sources stand in `aimnet2mult.physics.d3`. The element data
-    are kept as 64-bit fixed-point integers: ``.half()``, ``.float()`` or ``.to(dtype)`` on the module or on a
-    compiled potential around it leaves integers alone, so the correction is float64 whatever users cast.
+    are kept as fixed-point integers (`aimnet2mult.models.fixed_point`), so the correction is float64 whatever users
+    cast.
 
     Parameters
     ----------
@@ -86,11 +91,26 @@ class D3BJ(nn.Module):
         Atomic numbers that the correction has to know.
     parameters
         Damping parameters, for example from `aimnet2mult.physics.functionals.resolve_d3`.
+    cutoffs
+        Sharp cutoffs, Bohr; those of the dftd3 package by default.
+
+    Attributes
+    ----------
+    pair_cutoff
+        Å, up to where a pair list has to reach.
+    active
+        False: contributes zeros.
+    max_plain
+        Pairs of one molecule, or of a pair list, that are left to plain automatic differentiation. Beyond, first
+        derivatives are quicker and take less memory, and second derivatives are inf or NaN: raise it for the
+        Hessian of a large molecule.
+    block
+        Pairs that are worked out at a time beyond `max_plain`.
 
     Raises
     ------
     ConfigError
-        An element has no D3 data.
+        An element has no D3 data, or a cutoff is not positive.
     """
 
     species: Tensor
@@ -100,26 +120,40 @@ class D3BJ(nn.Module):
     reference_species: Tensor
     reference_cn: Tensor
     reference_c6: Tensor
-    damping: D3Parameters
-    resolution: float
+    damping: DampingParameters
+    cutoffs: D3Cutoffs
+    pair_cutoff: float
+    active: bool
+    max_plain: int
+    block: int
 
-    def __init__(self, elements: Sequence[int], parameters: D3Parameters) -> None:
+    def __init__(
+        self, elements: Sequence[int], parameters: DampingParameters, cutoffs: D3Cutoffs = DEFAULT_CUTOFFS
+    ) -> None:
         super().__init__()
+        for name, cutoff in cutoffs._asdict().items():
+            if not (math.isfinite(cutoff) and cutoff > 0.0):
+                raise ConfigError(f"D3 cutoff {name}={cutoff:g} must be a positive distance in Bohr")
         self.damping = parameters
-        self.resolution = 2.0**-_FRACTION_BITS
+        self.cutoffs = cutoffs
+        self.pair_cutoff = longest_cutoff(parameters, cutoffs) * ANGSTROM_PER_BOHR
+        self.active = True
+        self.max_plain = MAX_PLAIN
+        self.block = BLOCK
         for name, values in load_d3_data(elements)._asdict().items():
-            exact = values if values.dtype == torch.int64 else (values / self.resolution).round().to(torch.int64)
-            self.register_buffer(name, exact)
+            self.register_buffer(name, to_fixed_point(values))
 
-    def forward(self, coord: Tensor, numbers: Tensor) -> Tensor:
-        """Dispersion energy of each molecule.
+    def forward(self, molecules: Molecules, lists: NeighborLists | None, charges: Tensor) -> Tensor:
+        """Dispersion energy of each molecule or cell.
 
         Parameters
         ----------
-        coord
-            (B, N, 3) Å, any float dtype; the arithmetic is float64.
-        numbers
-            (B, N) integer atomic numbers, 0 = padding.
+        molecules
+            Batch with coordinates of any float dtype; the arithmetic is float64.
+        lists
+            Cells and pairs up to `pair_cutoff` or more; None: molecules, all pairs.
+        charges
+            Not used: D3 knows elements and positions only.
 
         Returns
         -------
@@ -131,23 +165,25 @@ class D3BJ(nn.Module):
         ValueError
             An atom is of an element that the module was not made for.
         """
-        atoms = numbers.to(torch.int64)
-        in_table = atoms.clamp(0, self.species.shape[0] - 1)
-        unknown = (atoms != in_table) | ((self.species[in_table] < 0) & (atoms != 0))
+        numbers = molecules.numbers.to(torch.int64)
+        if not self.active:
+            return torch.zeros(numbers.shape[0], dtype=torch.float64, device=numbers.device)
+        in_table = numbers.clamp(0, self.species.shape[0] - 1)
+        unknown = (numbers != in_table) | ((self.species[in_table] < 0) & (numbers != 0))
         if bool(unknown.any()):
             raise ValueError(
-                "dispersion: element with Z = " + str(int(atoms[unknown][0])) + " is not among those of this potential"
+                "dispersion: element with Z = "
+                + str(int(numbers[unknown][0]))
+                + " is not among those of this potential"
             )
         data = D3Data(
             self.species,
-            self._floats(self.covalent_radius),
-            self._floats(self.r4r2),
-            self._floats(self.vdw_radius),
+            from_fixed_point(self.covalent_radius),
+            from_fixed_point(self.r4r2),
+            from_fixed_point(self.vdw_radius),
             self.reference_species,
-            self._floats(self.reference_cn),
-            self._floats(self.reference_c6),
+            from_fixed_point(self.reference_cn),
+            from_fixed_point(self.reference_c6),
         )
-        return d3_energy(coord.to(torch.float64), atoms, data, self.damping)
-
-    def _floats(self, fixed_point: Tensor) -> Tensor:
-        return fixed_point.to(torch.float64) * self.resolution
+        settings = D3Settings(self.damping, self.cutoffs, self.max_plain, self.block)
+        return d3_energy(molecules.coord.to(torch.float64), numbers, lists, data, settings)

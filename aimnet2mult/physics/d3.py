@@ -1,12 +1,13 @@
 """D3 dispersion energy with rational (Becke-Johnson) damping, as pure functions of tensors.
 
 Sources: [1] Grimme, Antony, Ehrlich, Krieg, J. Chem. Phys. 132, 154104 (2010): coordination numbers, C6
-interpolation, three-body term; [2] Grimme, Ehrlich, Goerigk, J. Comput. Chem. 32, 1456 (2011): rational damping.
+interpolation; [2] Grimme, Ehrlich, Goerigk, J. Comput. Chem. 32, 1456 (2011): rational damping.
 Cutoffs and conventions are those of the dftd3 package (s-dftd3 1.7.0), so that both give the same numbers for every
 element but mendelevium, of which that package counts an empty reference slot.
 
-Everything but `d3_energy` works in atomic units. All functions can be scripted and differentiated twice. Only
-pairs of distinct real atoms are ever formed: what stands in the padding can reach neither energy nor gradient.
+Atomic units throughout. All functions can be scripted and differentiated twice; `aimnet2mult.physics.d3_energy` puts
+them together. Only pairs of distinct real atoms are ever formed: what stands in the padding can reach neither energy
+nor gradient.
 B: molecules, N: slots of the largest, S: elements of the model, R: reference systems of these, P: pairs.
 """
 
@@ -15,16 +16,12 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from aimnet2mult.physics.functionals import D3Parameters
-from aimnet2mult.units import BOHR_PER_ANGSTROM, EV_PER_HARTREE
+from aimnet2mult.physics.damping import DampingParameters
+from aimnet2mult.physics.pair_sums import pair_displacements
+from aimnet2mult.types import NeighborLists
 
 CN_STEEPNESS: Final = 16.0  # k1 of [1], eq. 15
 WEIGHT_STEEPNESS: Final = 4.0  # k3 of [1], eq. 16
-CN_CUTOFF: Final = 40.0  # Bohr
-PAIR_CUTOFF: Final = 60.0  # Bohr
-TRIPLE_CUTOFF: Final = 40.0  # Bohr, for each side of the triangle
-ATM_RADIUS_SCALE: Final = 4.0 / 3.0  # beside [1], eq. 14
-ATM_EXPONENT: Final = 16.0  # alpha of [1], eq. 14
 COINCIDENT: Final = 1e-12  # Bohr^2; the dftd3 package skips closer pairs too
 
 
@@ -40,57 +37,34 @@ class D3Data(NamedTuple):
     reference_c6: Tensor  # (R, R) float64
 
 
+class D3Cutoffs(NamedTuple):
+    """Distances (Bohr) beyond which nothing is counted, sharply; the defaults are those of the dftd3 package."""
+
+    cn: float = 40.0
+    pair: float = 60.0
+    triple: float = 40.0  # for each side of the triangle
+
+
 class D3Pairs(NamedTuple):
-    """Pairs i < j of real atoms within the two-body cutoff; atoms counted over all B * N slots."""
+    """Pairs of real atoms, or of an atom and an image, each once; atoms counted over all B * N slots."""
 
     first: Tensor  # (P,) int64 slot of i
     second: Tensor  # (P,) int64 slot of j
-    dense: Tensor  # (P,) int64 place of the pair in a flattened (B, N, N) array
+    shift: Tensor  # (P, 3) integer lattice translations of j
+    dense: Tensor  # (P,) int64 place of the pair in a flattened (B, N, N) array; images share theirs
+    x: Tensor  # (P,) Bohr, vector from i to j
+    y: Tensor
+    z: Tensor
     r2: Tensor  # (P,) squared distance, Bohr^2
 
 
-def d3_energy(
-    coord: Tensor,
-    numbers: Tensor,
-    data: D3Data,
-    parameters: D3Parameters,
-    bohr_per_angstrom: float = BOHR_PER_ANGSTROM,
-    ev_per_hartree: float = EV_PER_HARTREE,
-) -> Tensor:
-    """D3(BJ) dispersion energy of every molecule of a padded batch.
-
-    E = E2 + E3 from `pair_energy` and, only when s9 is not 0, `triple_energy`.
-
-    Parameters
-    ----------
-    coord
-        (B, N, 3) float64 Å.
-    numbers
-        (B, N) int64 atomic numbers, 0 = padding. Every element must be in `data`.
-    data
-        Element data, on the device of `coord`.
-    parameters
-        Damping parameters s6, s8, a1, a2 (Bohr), s9.
-
-    Returns
-    -------
-    Tensor
-        (B,) float64 eV.
-    """
-    shape = numbers.shape
-    real = numbers > 0
-    species = data.species[torch.where(real, numbers, torch.ones_like(numbers))].clamp(min=0)
-    pairs = find_pairs(coord * bohr_per_angstrom, real)
-    cn = coordination_numbers(pairs, species.flatten(), data.covalent_radius)
-    c6 = pair_c6(reference_weights(cn, species.flatten(), data).view(shape[0], shape[1], -1), pairs, data)
-    per_atom = pair_energy(pairs, c6, species.flatten(), data.r4r2, parameters)
-    if parameters.s9 != 0.0:
-        per_atom = per_atom + triple_energy(pairs, c6, species, data.vdw_radius, parameters.s9)
-    return per_atom.view(shape[0], shape[1]).sum(1) * ev_per_hartree
+def species_of(numbers: Tensor, data: D3Data) -> Tensor:
+    """Place of each atom among the elements of `data`, some valid place on padding: (B, N) -> (B, N)."""
+    return data.species[torch.where(numbers > 0, numbers, torch.ones_like(numbers))].clamp(min=0)
 
 
-def find_pairs(coord: Tensor, real: Tensor, cutoff: float = PAIR_CUTOFF, coincident: float = COINCIDENT) -> D3Pairs:
-    """List the pairs i < j of real atoms that are not farther apart than `cutoff` (Bohr).
+def find_pairs(coord: Tensor, real: Tensor, cutoff: float) -> D3Pairs:
+    """List the pairs i < j of real atoms of each molecule that are not farther apart than `cutoff` (Bohr).
 
     Parameters
     ----------
@@ -99,41 +73,53 @@ def find_pairs(coord: Tensor, real: Tensor, cutoff: float = PAIR_CUTOFF, coincid
     real
         (B, N) bool, False on padding.
     """
-    n_slots = real.shape[1]
-    candidates = (real.unsqueeze(1) & real.unsqueeze(2)).triu(1).flatten().nonzero().squeeze(-1)
+    dense = (real.unsqueeze(1) & real.unsqueeze(2)).triu(1).flatten().nonzero().squeeze(-1)
+    pairs = pairs_at(coord, dense)
+    kept = (~outside(pairs.r2.detach(), cutoff)).nonzero().squeeze(-1)
+    return pairs if kept.shape[0] == dense.shape[0] else pairs_at(coord, dense[kept])
+
+
+def pairs_at(coord: Tensor, dense: Tensor) -> D3Pairs:
+    """Pairs at the places `dense` (P,) of a flattened (B, N, N) array."""
+    n_slots = coord.shape[1]
+    first = torch.div(dense, n_slots, rounding_mode="floor")
+    second = torch.div(first, n_slots, rounding_mode="floor") * n_slots + dense % n_slots
     # one column per Cartesian axis: gathering scalars differentiates far quicker than gathering rows
     x, y, z = coord.reshape(-1, 3).unbind(1)
-    first, second = pair_slots(candidates, n_slots)
-    r2 = squared_distance(x.detach(), y.detach(), z.detach(), first, second)
-    # written so that a distance that is not a number stays in the list and shows in the energy
-    kept = (~((r2 > cutoff * cutoff) | (r2 < coincident))).nonzero().squeeze(-1)
-    if kept.shape[0] != candidates.shape[0]:
-        candidates = candidates[kept]
-        first, second = pair_slots(candidates, n_slots)
-    return D3Pairs(first, second, candidates, squared_distance(x, y, z, first, second))
-
-
-def pair_slots(dense: Tensor, n_slots: int) -> tuple[Tensor, Tensor]:
-    """Slots of both atoms from the place of a pair in a flattened (B, N, N) array."""
-    first = torch.div(dense, n_slots, rounding_mode="floor")
-    molecule = torch.div(first, n_slots, rounding_mode="floor")
-    return first, molecule * n_slots + dense % n_slots
-
-
-def squared_distance(x: Tensor, y: Tensor, z: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Squared distance (P,) of each pair from the coordinates (B * N,) per axis."""
     dx = x.index_select(0, second) - x.index_select(0, first)
     dy = y.index_select(0, second) - y.index_select(0, first)
     dz = z.index_select(0, second) - z.index_select(0, first)
-    return dx * dx + dy * dy + dz * dz
+    no_shift = torch.zeros_like(first).unsqueeze(1).expand(-1, 3)
+    return D3Pairs(first, second, no_shift, dense, dx, dy, dz, dx * dx + dy * dy + dz * dz)
+
+
+def listed_pairs(coord: Tensor, cell: Tensor, lists: NeighborLists, cutoff: float) -> D3Pairs:
+    """Pairs of a list that are not farther apart than `cutoff`; coordinates (B, N, 3) and cell (B, 3, 3) in Bohr."""
+    first, second, shift = lists.pair_first, lists.pair_second, lists.pair_shift
+    x, y, z = pair_displacements(coord, cell, first, second, shift)
+    r2 = x * x + y * y + z * z
+    kept = (~outside(r2.detach(), cutoff)).nonzero().squeeze(-1)
+    if kept.shape[0] != first.shape[0]:
+        first, second, shift = first[kept], second[kept], shift[kept]
+        x, y, z = pair_displacements(coord, cell, first, second, shift)
+        r2 = x * x + y * y + z * z
+    return D3Pairs(first, second, shift, first * coord.shape[1] + second % coord.shape[1], x, y, z, r2)
+
+
+def outside(r2: Tensor, cutoff: float, coincident: float = COINCIDENT) -> Tensor:
+    """Which squared distances (Bohr^2) do not count: beyond the cutoff, or two atoms on one spot.
+
+    Written so that a distance that is not a number counts, and shows in the energy.
+    """
+    return (r2 > cutoff * cutoff) | (r2 < coincident)
 
 
 def coordination_numbers(
     pairs: D3Pairs,
     species: Tensor,
     covalent_radius: Tensor,
+    cutoff: float,
     steepness: float = CN_STEEPNESS,
-    cutoff: float = CN_CUTOFF,
 ) -> Tensor:
     """Fractional coordination number of every slot, 0 on padding ([1], eq. 15).
 
@@ -142,11 +128,13 @@ def coordination_numbers(
     Parameters
     ----------
     pairs
-        Pairs within a cutoff that is not smaller than `cutoff`.
+        All pairs within `cutoff`, or more.
     species
         (B * N,) place of each atom among the elements; any valid place on padding.
     covalent_radius
         (S,) Bohr.
+    cutoff
+        Bohr.
 
     Returns
     -------
@@ -202,7 +190,9 @@ def pair_c6(weights: Tensor, pairs: D3Pairs, data: D3Data) -> Tensor:
     return c6.flatten().index_select(0, pairs.dense)
 
 
-def pair_energy(pairs: D3Pairs, c6: Tensor, species: Tensor, r4r2: Tensor, parameters: D3Parameters) -> Tensor:
+def pair_energy(
+    pairs: D3Pairs, c6: Tensor, species: Tensor, r4r2: Tensor, parameters: DampingParameters, cutoff: float
+) -> Tensor:
     """Two-body energy with rational damping of [2].
 
     E2 = -sum_{i<j} [s6 C6 / (r^6 + R^6) + s8 C8 / (r^8 + R^8)], C8 = 3 C6 Q_i Q_j ([1], eq. 6) and
@@ -230,62 +220,7 @@ def pair_energy(pairs: D3Pairs, c6: Tensor, species: Tensor, r4r2: Tensor, param
     r6 = r2 * r2 * r2
     damped6 = parameters.s6 / (r6 + (radius2 * radius2 * radius2)[kind])
     damped8 = (parameters.s8 * c8_over_c6.flatten())[kind] / (r6 * r2 + radius2.square().square()[kind])
+    damped = c6 * (damped6 + damped8)
+    damped = torch.where(r2 > cutoff * cutoff, torch.zeros_like(damped), damped)
     energy = torch.zeros(species.shape, dtype=r2.dtype, device=r2.device)
-    return -energy.index_add(0, pairs.first, c6 * (damped6 + damped8))
-
-
-def triple_energy(
-    pairs: D3Pairs,
-    c6: Tensor,
-    species: Tensor,
-    vdw_radius: Tensor,
-    s9: float,
-    cutoff: float = TRIPLE_CUTOFF,
-    radius_scale: float = ATM_RADIUS_SCALE,
-    exponent: float = ATM_EXPONENT,
-) -> Tensor:
-    """Axilrod-Teller-Muto three-body energy with zero damping ([1], eqs. 11 to 14).
-
-    E3 = s9 sum_{i<j<k} C9 (1 + 3 cos a cos b cos c) / [(r_ij r_jk r_ki)^3 (1 + 6 (R / r)^alpha)] with
-    C9 = sqrt(C6_ij C6_jk C6_ki) and the geometric means r, R of the distances and of 4/3 times the van der Waals
-    radii. C9, damping and the cubes are products of one factor per side, so each side is worked out once per pair.
-    Memory grows with the number of triples.
-
-    Parameters
-    ----------
-    c6
-        (P,) atomic units.
-    species
-        (B, N) place of each atom among the elements.
-    vdw_radius
-        (S, S) Bohr.
-
-    Returns
-    -------
-    Tensor
-        (B * N,) Hartree, each triple booked on its first atom.
-    """
-    n_slots = species.shape[1]
-    near = (~(pairs.r2 > cutoff * cutoff)).nonzero().squeeze(-1)
-    first, second, dense = pairs.first[near], pairs.second[near], pairs.dense[near]
-    # pair number of every (atom, partner) with partner > atom; a partner k that both i and j have closes a triangle
-    number = torch.full([species.numel() * n_slots], -1, dtype=torch.int64, device=species.device)
-    number[dense] = torch.arange(dense.shape[0], device=species.device)
-    has_partner = (number >= 0).view(-1, n_slots)
-    ij, k = (has_partner[first] & has_partner[second]).nonzero().unbind(1)
-    ik = number[first[ij] * n_slots + k]
-    jk = number[second[ij] * n_slots + k]
-
-    flat_species = species.flatten()
-    radius2 = (radius_scale * vdw_radius[flat_species[first], flat_species[second]]).square()
-    r2 = pairs.r2.index_select(0, near)
-    strength = (c6.index_select(0, near) / (r2 * r2 * r2)).sqrt()
-    damping = (radius2 / r2) ** (exponent / 6.0)
-
-    a, b, c = r2.index_select(0, ij), r2.index_select(0, ik), r2.index_select(0, jk)
-    cosines = (a + b - c) * (a + c - b) * (b + c - a) / (a * b * c)  # 8 cos cos cos, by the law of cosines
-    strengths = strength.index_select(0, ij) * strength.index_select(0, ik) * strength.index_select(0, jk)
-    dampings = damping.index_select(0, ij) * damping.index_select(0, ik) * damping.index_select(0, jk)
-    triples = s9 * strengths * (1.0 + 0.375 * cosines) / (1.0 + 6.0 * dampings)
-    energy = torch.zeros(flat_species.shape, dtype=triples.dtype, device=triples.device)
-    return energy.index_add(0, first[ij], triples)
+    return -energy.index_add(0, pairs.first, damped)

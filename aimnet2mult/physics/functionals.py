@@ -1,39 +1,14 @@
-"""Damping parameters of D3(BJ): built-in functionals, the dftd3 package's data base, values given by hand.
+"""Damping parameters of D3(BJ): built-in functionals, the dftd3 package's data base, values given by hand."""
 
-Annotations are real here (no postponed evaluation), because TorchScript reads those of `D3Parameters`.
-"""
-
-import math
 from difflib import get_close_matches
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from aimnet2mult.errors import ConfigError
+from aimnet2mult.physics.damping import Resolved, given_by_hand, merged, normalised, with_changes
 
 DATA_BASE_PREFIX: Final = "dftd3:"
-PARAMETER_NAMES: Final = ("s6", "s8", "a1", "a2", "s9")
-# sqrt(C8 / C6) of the softest (He-He) and hardest (Cs-Cs) pair of elements, Bohr: between them lie all pairs
-_C8_C6_ROOT_RANGE: Final = (2.7, 20.5)
-
-
-class D3Parameters(NamedTuple):
-    """Parameters of the D3(BJ) energy expression; see `aimnet2mult.physics.d3`."""
-
-    s6: float
-    s8: float
-    a1: float
-    a2: float  # Bohr
-    s9: float  # scale of the three-body term, 0: two-body only
-
-
-class ResolvedD3(NamedTuple):
-    """Parameters and what has to be recorded or said about them."""
-
-    parameters: D3Parameters
-    functional: str  # 'pbe0', 'dftd3:blyp' or 'custom'
-    reference: str  # where the values come from
-    warnings: tuple[str, ...]
 
 
 class BuiltinRow(NamedTuple):
@@ -79,7 +54,7 @@ def resolve_d3(
     a1: float | None = None,
     a2: float | None = None,
     s9: float | None = None,
-) -> ResolvedD3:
+) -> Resolved:
     """Find the D3(BJ) parameters of a functional, or take them as given.
 
     Names match exactly once case, '-' and '_' are dropped: 'PBE-0' is 'pbe0', but 'rpbe' is never 'pbe'. A plain
@@ -96,7 +71,7 @@ def resolve_d3(
 
     Returns
     -------
-    ResolvedD3
+    Resolved
         Parameters, canonical name, source, and warnings for the user.
 
     Raises
@@ -105,11 +80,7 @@ def resolve_d3(
         The name is not known (the message lists close ones), has no Becke-Johnson row, or needs the dftd3 package
         where that is not installed; a value is missing, not finite, or makes no sense.
     """
-    given = {
-        key: _checked(key, value)
-        for key, value in {"s6": s6, "s8": s8, "a1": a1, "a2": a2, "s9": s9}.items()
-        if value is not None
-    }
+    given = given_by_hand("D3", {"s6": s6, "s8": s8, "a1": a1, "a2": a2, "s9": s9})
     if name is None:
         missing = [key for key in ("s6", "s8", "a1", "a2") if key not in given]
         if missing:
@@ -117,23 +88,18 @@ def resolve_d3(
                 f"D3 needs a functional, or all of s6, s8, a1 and a2: {', '.join(missing)} not given; "
                 f"built-in functionals: {', '.join(BUILTIN_D3)}"
             )
-        return ResolvedD3(_parameters({}, given, "custom"), "custom", "values given by hand", ())
+        return Resolved(merged("D3", {"s9": 0.0}, given, "custom"), "custom", "values given by hand", ())
     functional, row, reference = _find_row(name)
-    parameters = _parameters(row, given, functional)
-    if given:
-        reference += "; set by hand: " + ", ".join(f"{key}={value:g}" for key, value in given.items())
+    parameters = merged("D3", {"s9": 0.0, **row}, given, functional)
     unusual = functional == "wb97x" and not {"s8", "a1", "a2"} <= given.keys()
-    return ResolvedD3(parameters, functional, reference, (_WB97X_WARNING,) if unusual else ())
-
-
-def _normalised(name: str) -> str:
-    return name.strip().lower().replace("-", "").replace("_", "")
+    warnings = (_WB97X_WARNING,) if unusual else ()
+    return Resolved(parameters, functional, with_changes(reference, given), warnings)
 
 
 def _find_row(name: str) -> tuple[str, dict[str, float], str]:
     """Canonical name, values and source of a functional."""
     prefixed = name.strip().lower().startswith(DATA_BASE_PREFIX)
-    key = _normalised(name.strip()[len(DATA_BASE_PREFIX) :] if prefixed else name)
+    key = normalised(name.strip()[len(DATA_BASE_PREFIX) :] if prefixed else name)
     if key in BUILTIN_D3 and not prefixed:
         row = BUILTIN_D3[key]
         return key, {"s6": row.s6, "s8": row.s8, "a1": row.a1, "a2": row.a2}, row.reference
@@ -153,9 +119,9 @@ def _find_data_base_row(name: str, key: str) -> tuple[str, dict[str, float], str
         ) from error
     # asked for 'bj' by name: without it the package hands out zero-damping rows where no other exists
     rows: dict[str, dict[str, Any]] = get_all_damping_params(defaults=["bj"], keep_meta=True)
-    names = {_normalised(entry): entry for entry in rows}
+    names = {normalised(entry): entry for entry in rows}
     if key not in names:
-        if key in {_normalised(entry) for entry in get_all_damping_params(defaults=["zero"])}:
+        if key in {normalised(entry) for entry in get_all_damping_params(defaults=["zero"])}:
             raise ConfigError(
                 f"functional {name!r} has no Becke-Johnson row in the dftd3 package, only zero damping; "
                 "give s6, s8, a1 and a2 by hand"
@@ -167,28 +133,3 @@ def _find_data_base_row(name: str, key: str) -> tuple[str, dict[str, float], str
     row = {value: float(rows[entry][value]) for value in ("s6", "s8", "a1", "a2")}
     source = f"doi:{rows[entry]['doi']}" if "doi" in rows[entry] else "which names no publication for it"
     return f"{DATA_BASE_PREFIX}{entry}", row, f"data base of dftd3 {version('dftd3')}, {source}"
-
-
-def _checked(key: str, value: float) -> float:
-    """Refuse a value by hand that is not a finite number or is negative where that makes no sense."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"D3 parameter {key} must be a number, not {value!r}") from error
-    if not math.isfinite(number):
-        raise ConfigError(f"D3 parameter {key} must be finite, not {number}")
-    if number < 0.0 and key != "a1":
-        raise ConfigError(f"D3 parameter {key} must not be negative, but is {number:g}")
-    return number
-
-
-def _parameters(row: dict[str, float], given: dict[str, float], functional: str) -> D3Parameters:
-    """Merge a row with the values given by hand and check that every pair of elements is damped."""
-    merged = {"s9": 0.0, **row, **given}
-    parameters = D3Parameters(**{key: merged[key] for key in PARAMETER_NAMES})
-    if any(parameters.a1 * root + parameters.a2 <= 0.0 for root in _C8_C6_ROOT_RANGE):
-        raise ConfigError(
-            f"D3 parameters a1={parameters.a1:g} and a2={parameters.a2:g} of functional {functional!r} give a damping "
-            "radius a1 sqrt(C8/C6) + a2 that is not positive; increase a1 or a2"
-        )
-    return parameters
