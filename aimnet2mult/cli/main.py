@@ -51,8 +51,13 @@ def _info(argv: Sequence[str]) -> int:
     import yaml
 
     from aimnet2mult.models.files import load_weights, read_metadata
+    from aimnet2mult.models.foreign_file import is_foreign
 
-    if args.file.suffix == ".pt":
+    if is_foreign(args.file):
+        from aimnet2mult.models.foreign import load_aimnet2_weights
+
+        content = load_aimnet2_weights(args.file).metadata().model_dump(mode="json")
+    elif args.file.suffix == ".pt":
         weights = load_weights(args.file)
         content = {
             "fidelities": [info.model_dump() for info in weights.fidelities],
@@ -66,11 +71,38 @@ def _info(argv: Sequence[str]) -> int:
     return 0
 
 
+def _import(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="aimnet2mult import",
+        description="Turn a published AIMNet2 file into weights to go on training from.",
+    )
+    parser.add_argument("file", type=Path, help="published AIMNet2 model (.jpt)")
+    parser.add_argument("folder", type=Path, help="where the three files go")
+    parser.add_argument("--member", type=int, default=0, help="which network of an ensemble (default 0)")
+    args = parser.parse_args(argv)
+    import yaml
+
+    from aimnet2mult.datasets.sae_file import write_sae
+    from aimnet2mult.files import atomic_write_text
+    from aimnet2mult.models.foreign import import_weights
+
+    model = import_weights(args.file, args.folder / "model.pt", args.member)
+    text = yaml.safe_dump(model.network.config.to_dict(), sort_keys=False, default_flow_style=None, width=120)
+    atomic_write_text(args.folder / "model.yaml", text)
+    write_sae(args.folder / "sae_fid0.yaml", model.sae, f"atomic shifts of {args.file.name}, network {args.member}")
+    print(
+        f"{args.folder}/: model.pt, model.yaml, sae_fid0.yaml; its labels are {model.fidelity.level_of_theory} without "
+        "dispersion"
+    )
+    return 0
+
+
 VERBS: dict[str, tuple[Verb, str]] = {
     "train": (_train, "train from a train.yaml and compile every fidelity"),
     "sae": (_sae, "fit self-atomic energies to HDF5 data"),
     "check": (_check, "check the data of a train.yaml and print the ledger of labels"),
     "compile": (_compile, "compile one fidelity of trained weights"),
+    "import": (_import, "turn a published AIMNet2 file into weights to go on training from"),
     "info": (_info, "print what a model file (.jpt or .pt) holds"),
 }
 

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def perceptron(n_in: int, hidden: Sequence[int], n_out: int) -> nn.Sequential:
-    """Linear layers with GELU between them and none after the last."""
+def perceptron(n_in: int, hidden: Sequence[int], n_out: int, activate: bool = False) -> nn.Sequential:
+    """Linear layers with GELU between them, and one more after the last if `activate`."""
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(n_in, width), nn.GELU()]
         n_in = width
-    return nn.Sequential(*layers, nn.Linear(n_in, n_out))
+    layers.append(nn.Linear(n_in, n_out))
+    return nn.Sequential(*layers, *([nn.GELU()] if activate else []))
 
 
 class FidelityLinear(nn.Module):

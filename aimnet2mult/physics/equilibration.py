@@ -31,11 +31,19 @@ def channel_totals(charge: Tensor, mult: Tensor, n_channels: int) -> Tensor:
     return torch.stack([0.5 * charge + half_spin, 0.5 * charge - half_spin], dim=-1)
 
 
-def equilibrate(raw: Tensor, response: Tensor, total: Tensor, index: AtomIndex, minimum_weight: float = 1e-6) -> Tensor:
+def equilibrate(
+    raw: Tensor,
+    response: Tensor,
+    total: Tensor,
+    index: AtomIndex,
+    exact: bool = True,
+    minimum_weight: float = 1e-6,
+) -> Tensor:
     """Distribute the missing charge of each molecule over its atoms.
 
     q_i = q~_i + f_i / sum_k f_k * (Q - sum_k q~_k) with f_i = response_i^2 + minimum_weight
-    (neutral spin equilibration, Chem. Sci. 2025, 16, 10228, section 2).
+    (neutral spin equilibration, Chem. Sci. 2025, 16, 10228, section 2). The published programs add the minimum weight
+    to the sum of all weights only, so that the charges miss Q by up to 1e-6 e; `exact` False does the same.
 
     Parameters
     ----------
@@ -45,17 +53,23 @@ def equilibrate(raw: Tensor, response: Tensor, total: Tensor, index: AtomIndex, 
         (B, C) e.
     index
         Which molecule each atom belongs to.
+    exact
+        Whether the charges have to sum to `total` exactly.
     minimum_weight
-        Keeps the division defined when a network gives every atom zero weight; the sum stays exact.
+        Keeps the division defined when a network gives every atom zero weight.
 
     Returns
     -------
     Tensor
-        (n, C) float64 e; sums to `total` in every molecule and channel.
+        (n, C) float64 e; if `exact`, sums to `total` in every molecule and channel.
     """
     # in float32 the sums over some hundred atoms would already leave 1e-6 e
     charges = raw.to(torch.float64)
-    weight = response.to(torch.float64).square() + minimum_weight
+    weight = response.to(torch.float64).square()
     missing = total.to(torch.float64) - sum_molecules(charges, index)
-    per_weight = missing / sum_molecules(weight, index).clamp(min=minimum_weight)
+    if exact:
+        weight = weight + minimum_weight
+        per_weight = missing / sum_molecules(weight, index).clamp(min=minimum_weight)
+    else:
+        per_weight = missing / (sum_molecules(weight, index) + minimum_weight)
     return charges + weight * per_weight.index_select(0, index.molecule)
