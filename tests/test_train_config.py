@@ -137,7 +137,7 @@ def test_overrides_reach_all_depths(minimal):
         ("compile.prefix=../model", "compile.prefix: must be the start of file names in the run folder"),
         ("compile.prefix=compiled/", "compile.prefix: must be the start of file names in the run folder"),
         ("data.y=[energy, energy]", "data.y: 'energy' is listed twice"),
-        ("compile.dispersion={0: {method: d3}}", "compile.dispersion.0.method: must be 'none' or 'd3bj', not 'd3'"),
+        ("compile.dispersion={0: {method: d3}}", "dispersion.0.method: must be 'none', 'd3bj' or 'd4', not 'd3'"),
         ("trainer.early_stopping={fidelity: 4}", "trainer.early_stopping.fidelity: there is no fidelity 4"),
         ("run.device=gpu", "run.device: must be auto, cpu, cuda, cuda:N or mps, not 'gpu'"),
         ("run.folder=3", "run.folder: must be a path, not 3"),

@@ -29,14 +29,21 @@ class FidelityInfo(Record):
 class DispersionInfo(Record):
     """Every parameter of the dispersion correction inside a compiled potential."""
 
-    method: Literal["d3bj"]
+    method: Literal["d3bj", "d4"]
     functional: str
+    charges: Literal["eeq", "network"] | None = None  # what scales the polarisabilities of D4
+    triple_cutoff: float | None = None  # Å, reach of the three-body term; None: that of the package of the method
     s6: float
     s8: float
     s9: float
     a1: float
     a2: float  # Bohr, as tabulated
     reference: str
+
+    @property
+    def label(self) -> str:
+        """The method as chemists write it."""
+        return "D3(BJ)" if self.method == "d3bj" else "D4"
 
 
 class PotentialMetadata(Record):

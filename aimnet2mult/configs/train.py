@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
+from aimnet2mult.configs.dispersion import DispersionSettings
+from aimnet2mult.configs.settings import Settings
 from aimnet2mult.configs.yaml_io import apply_overrides, read_yaml, validated
 from aimnet2mult.errors import ConfigError
 
@@ -19,12 +21,6 @@ Input = Literal["coord", "numbers", "charge", "mult"]
 Label = Literal["energy", "forces", "charges", "spin_charges"]
 Metric = Literal["mae", "rmse"]
 REQUIRED_INPUTS = ("coord", "numbers", "charge")
-
-
-def _finite(value: float) -> float:
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ValueError(f"must be a finite number, not {value}")
-    return value
 
 
 def _anchored(value: Any, info: ValidationInfo) -> Any:
@@ -61,17 +57,10 @@ def _as_list(value: Any) -> Any:
 
 
 FilePath = Annotated[Path, BeforeValidator(_anchored)]
-Number = Annotated[float, AfterValidator(_finite)]
-NotNegative = Annotated[Number, Field(ge=0)]
-Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, unknown keys forbidden, true/false and text are no numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, protected_namespaces=())
 
 
 class RunSettings(Settings):
@@ -147,8 +136,8 @@ class DataSettings(Settings):
         None, description="share of the draws per fidelity (normalised); null: proportional to the number of samples"
     )
     fidelity_offset: int | None = Field(None, description="accepted from older configurations; has no effect")
-    val_fraction: Number = Field(0.1, ge=0, lt=1, description="share of the molecules held back for validation")
-    test_fraction: Number = Field(
+    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of the molecules held back for validation")
+    test_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of the molecules held back for the table of errors at the end"
     )
     on_bad_rows: Literal["error", "skip"] = Field(
@@ -239,7 +228,7 @@ class CosineSchedule(Settings):
 
     kind: Literal["cosine"]
     warmup_steps: CountOrZero = Field(100, description="steps of linear warm-up")
-    final_factor: Number = Field(0.01, ge=0, le=1, description="learning rate at the end, as a fraction of lr")
+    final_factor: float = Field(0.01, ge=0, le=1, description="learning rate at the end, as a fraction of lr")
 
 
 class PlateauSchedule(Settings):
@@ -247,9 +236,9 @@ class PlateauSchedule(Settings):
 
     kind: Literal["plateau"]
     warmup_steps: CountOrZero = Field(100, description="steps of linear warm-up")
-    factor: Number = Field(0.5, gt=0, lt=1, description="factor of each lowering")
+    factor: float = Field(0.5, gt=0, lt=1, description="factor of each lowering")
     patience: CountOrZero = Field(10, description="epochs without a better metric before a lowering")
-    min_factor: Number = Field(0.001, ge=0, le=1, description="lowest learning rate, as a fraction of lr")
+    min_factor: float = Field(0.001, ge=0, le=1, description="lowest learning rate, as a fraction of lr")
 
 
 class ConstantSchedule(Settings):
@@ -276,7 +265,7 @@ class TrainerSettings(Settings):
 
     epochs: Count = Field(100, description="number of epochs")
     gradient_clip: Positive | None = Field(1.0, description="largest norm of the gradient; null: no limit")
-    ema_decay: Number = Field(
+    ema_decay: float = Field(
         0.999, ge=0, lt=1, description="decay of the running mean of weights that is validated and saved"
     )
     early_stopping: EarlyStopping | None = Field(
@@ -300,25 +289,6 @@ class LoggingSettings(Settings):
     tensorboard: Literal["auto"] | bool = Field("auto", description="auto: when the tensorboard package is installed")
     wandb: WandbSettings | None = Field(None, description="null: off; {project: NAME}: on")
     plots: bool = Field(True, description="parity plots and learning curves as PNG at the end")
-
-
-class DispersionSettings(Settings):
-    """Dispersion added to one fidelity when it is compiled."""
-
-    method: Literal["none", "d3bj"] = Field("none", description="none or d3bj")
-    functional: str | None = Field(None, description="functional whose damping parameters are used")
-    s6: Number | None = Field(None, description="own damping parameter")
-    s8: Number | None = Field(None, description="own damping parameter")
-    a1: Number | None = Field(None, description="own damping parameter")
-    a2: Number | None = Field(None, description="own damping parameter, Bohr")
-    s9: Number | None = Field(None, description="three-body share; null: two-body only")
-
-    @model_validator(mode="after")
-    def _method_chosen(self) -> DispersionSettings:
-        given = [name for name, value in self if name != "method" and value is not None]
-        if self.method == "none" and given:
-            raise ValueError(f"method: is none although {given[0]} is given; choose d3bj, or leave {given[0]} out")
-        return self
 
 
 class CompileSettings(Settings):

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from ase.data import chemical_symbols
 
-from aimnet2mult.configs.metadata import DispersionInfo, FidelityInfo, PotentialMetadata
+from aimnet2mult.configs.dispersion import DispersionSettings
+from aimnet2mult.configs.metadata import FidelityInfo, PotentialMetadata
 from aimnet2mult.configs.model import load_model_config
+from aimnet2mult.configs.yaml_io import validated
 from aimnet2mult.datasets.sae import check_sae_covers
 from aimnet2mult.datasets.sae_file import read_sae
 from aimnet2mult.errors import AIMNet2MultError, ConfigError, DataError, ModelFileError
 from aimnet2mult.files import atomic_path
-from aimnet2mult.models.dispersion import D3BJ
 from aimnet2mult.models.files import (
     Weights,
     fill_network,
@@ -27,11 +28,10 @@ from aimnet2mult.models.files import (
 )
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
-from aimnet2mult.physics.functionals import D3Parameters, resolve_d3
+from aimnet2mult.training.dispersion import DispersionTerm, dispersion_term
 from aimnet2mult.training.provenance import provenance
 from aimnet2mult.training.selftest import SelfTestReport, run_selftest
 
-DISPERSIONS = ("none", "d3bj", "d4")
 _SAME_SAE = 1e-6  # eV; files may round
 
 
@@ -42,13 +42,7 @@ def compile_potential(
     sae: str | Path,
     *,
     model: str | Path | None = None,
-    dispersion: str = "none",
-    functional: str | None = None,
-    s6: float | None = None,
-    s8: float | None = None,
-    a1: float | None = None,
-    a2: float | None = None,
-    s9: float | None = None,
+    dispersion: DispersionSettings | None = None,
 ) -> Path:
     """Compile one fidelity of a trained network into ``<output>_fid<fidelity>.jpt``.
 
@@ -65,11 +59,7 @@ def compile_potential(
     model
         ``model.yaml`` that the weights must fit; by default the configuration inside the weights file.
     dispersion
-        ``none`` or ``d3bj``.
-    functional
-        Functional whose D3(BJ) parameters to use; see `aimnet2mult.physics.functionals.resolve_d3`.
-    s6, s8, a1, a2, s9
-        Single parameters instead of the functional's (a2 in Bohr); s9 = 0 is two-body.
+        The correction to build in, for example ``DispersionSettings(method="d4", functional="pbe0")``.
 
     Returns
     -------
@@ -96,17 +86,17 @@ def compile_potential(
     info = _fidelity_info(trained, fidelity, weights)
     values = read_sae(sae)
     check_sae_covers(values, info.elements, f"{fidelity} '{info.name}'", str(sae))
-    d3 = _dispersion(info, dispersion, functional, s6=s6, s8=s8, a1=a1, a2=a2, s9=s9)
+    correction = dispersion_term(dispersion or DispersionSettings(), info)
 
     _check_sae(trained, info, values, sae)
     known = {z: values[z] for z in info.elements}
-    term = None if d3 is None else D3BJ(info.elements, D3Parameters(d3.s6, d3.s8, d3.a1, d3.a2, d3.s9))
-    potential = Potential(network, [SelfAtomicEnergy(known), *([] if term is None else [term])]).eval()
+    terms = [] if correction is None else [correction.term]
+    potential = Potential(network, SelfAtomicEnergy(known), terms).eval()
     metadata = PotentialMetadata(
         fidelity=info,
         all_fidelities=trained.fidelities,
         sae={chemical_symbols[z]: energy for z, energy in known.items()},
-        dispersion=d3,
+        dispersion=None if correction is None else correction.info,
         cutoff=network.config.kwargs.aev.rc_s,
         num_charge_channels=network.config.kwargs.num_charge_channels,
         model=network.config.to_dict(),
@@ -116,7 +106,7 @@ def compile_potential(
     try:
         with atomic_path(path) as temporary:
             write_potential(temporary, script_potential(potential), metadata)
-            report = _test_file(temporary, potential, term, metadata)
+            report = _test_file(temporary, potential, correction, metadata)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be written ({error.strerror}); choose another --output") from None
     print(f"{path}: {_summary(metadata)}; self-test: {report.format()}")
@@ -154,66 +144,23 @@ def _check_sae(trained: Weights, info: FidelityInfo, values: Mapping[int, float]
             )
 
 
-def _dispersion(
-    info: FidelityInfo,
-    dispersion: str,
-    functional: str | None,
-    *,
-    s6: float | None,
-    s8: float | None,
-    a1: float | None,
-    a2: float | None,
-    s9: float | None,
-) -> DispersionInfo | None:
-    given = [value for value in (functional, s6, s8, a1, a2, s9) if value is not None]
-    if dispersion not in DISPERSIONS:
-        raise ConfigError(f"dispersion '{dispersion}' is unknown; choose one of {', '.join(DISPERSIONS)}")
-    if dispersion == "d4":
-        raise ConfigError("dispersion 'd4' cannot be compiled by this version; use d3bj, or none")
-    if dispersion == "none":
-        if given:
-            raise ConfigError("a functional or dispersion parameters are given, but dispersion is none; choose d3bj")
-        return None
-    if info.labels_include_dispersion:
-        raise ConfigError(
-            f"the labels of fidelity {info.index} '{info.name}' hold dispersion already "
-            "(labels_include_dispersion: true); adding it again would count it twice, "
-            "so compile this fidelity with --dispersion none"
-        )
-    resolved = resolve_d3(functional, s6=s6, s8=s8, a1=a1, a2=a2, s9=s9)
-    for warning in resolved.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    p = resolved.parameters
-    return DispersionInfo(
-        method="d3bj",
-        functional=resolved.functional,
-        s6=p.s6,
-        s8=p.s8,
-        s9=p.s9,
-        a1=p.a1,
-        a2=p.a2,
-        reference=resolved.reference,
-    )
-
-
-def _test_file(path: Path, potential: Potential, term: D3BJ | None, metadata: PotentialMetadata) -> SelfTestReport:
+def _test_file(
+    path: Path, potential: Potential, correction: DispersionTerm | None, metadata: PotentialMetadata
+) -> SelfTestReport:
     scripted = load_potential(path).module.to(torch.float64)
     # the optimising executor compiles anew for each new shape: seconds each for a handful of evaluations
     with torch.jit.optimized_execution(False):
-        return run_selftest(
-            scripted, potential.to(torch.float64), term, metadata.dispersion, metadata.fidelity.elements
-        )
+        return run_selftest(scripted, potential.to(torch.float64), correction, metadata.fidelity.elements)
 
 
 def _summary(metadata: PotentialMetadata) -> str:
-    elements = " ".join(metadata.sae)
-    d3 = metadata.dispersion
-    added = (
-        "no dispersion added"
-        if d3 is None
-        else f"D3(BJ) {d3.functional} (s6 {d3.s6}, s8 {d3.s8}, s9 {d3.s9}, a1 {d3.a1}, a2 {d3.a2})"
-    )
-    return f"fidelity {metadata.fidelity.index} '{metadata.fidelity.name}', elements {elements}, {added}"
+    info = metadata.dispersion
+    if info is None:
+        added = "no dispersion added"
+    else:
+        values = ", ".join(f"{name} {getattr(info, name)}" for name in ("s6", "s8", "s9", "a1", "a2"))
+        added = f"{info.label} {info.functional} ({values})"
+    return f"fidelity {metadata.fidelity.index} '{metadata.fidelity.name}', elements {' '.join(metadata.sae)}, {added}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -224,10 +171,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, help="prefix: writes <output>_fid<N>.jpt")
     parser.add_argument("--fidelity", required=True, type=int, help="which fidelity to compile")
     parser.add_argument("--sae", required=True, help="YAML with the self-atomic energies of this fidelity (eV)")
-    parser.add_argument("--dispersion", choices=DISPERSIONS, default="none", help="correction to build in")
-    parser.add_argument("--dispersion-functional", help="functional, e.g. pbe0, or dftd3:NAME")
-    for name in ("s6", "s8", "a1", "a2", "s9"):
-        parser.add_argument(f"--dispersion-{name}", type=float, help=f"{name} instead of the functional's")
+    parser.add_argument(
+        "--dispersion", dest="method", choices=("none", "d3bj", "d4"), default="none", help="correction to build in"
+    )
+    for name, field in DispersionSettings.model_fields.items():
+        if name != "method":
+            kind = str if name in ("functional", "charges") else float
+            flag = f"--dispersion-{name.replace('_', '-')}"
+            parser.add_argument(flag, dest=name, type=kind, help=field.description)
     return parser
 
 
@@ -235,20 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(argv)
     try:
-        compile_potential(
-            args.weights,
-            args.output,
-            args.fidelity,
-            args.sae,
-            model=args.model,
-            dispersion=args.dispersion,
-            functional=args.dispersion_functional,
-            s6=args.dispersion_s6,
-            s8=args.dispersion_s8,
-            a1=args.dispersion_a1,
-            a2=args.dispersion_a2,
-            s9=args.dispersion_s9,
-        )
+        asked = {name: getattr(args, name) for name in DispersionSettings.model_fields}
+        chosen = {name: value for name, value in asked.items() if value is not None}
+        dispersion = validated(DispersionSettings, chosen, "--dispersion")
+        compile_potential(args.weights, args.output, args.fidelity, args.sae, model=args.model, dispersion=dispersion)
     except AIMNet2MultError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -133,14 +133,11 @@ def _compile(
         if data.sampler.requested_shares[info.index] == 0:
             log.line(f"fidelity {info.index} ({info.name}) was never drawn: it is not compiled")
             continue
-        chosen = config.compile.dispersion.get(info.index)
-        extra = chosen.model_dump(exclude={"method"}) if chosen is not None and chosen.method != "none" else {}
         compiled[info.index] = compile_potential(
             weights,
             folder / config.compile.prefix,
             info.index,
             data.sae_files[info.index],
-            dispersion="none" if chosen is None else chosen.method,
-            **extra,
+            dispersion=config.compile.dispersion.get(info.index),
         )
     return compiled

@@ -18,9 +18,9 @@ from aimnet2mult.datasets.format import LABELS
 from aimnet2mult.errors import ConfigError, TrainingError
 from aimnet2mult.models.files import Weights, fill_network, load_weights
 from aimnet2mult.models.network import MultiFidelityNetwork
-from aimnet2mult.physics.functionals import resolve_d3
 from aimnet2mult.training.checkpoints import check_identity, differences, identity_of, read_state
 from aimnet2mult.training.data import TrainingData, prepare_data
+from aimnet2mult.training.dispersion import damping_of
 from aimnet2mult.training.engine import Trainer
 from aimnet2mult.training.finish import finish
 from aimnet2mult.training.logs import EpochLog, RunLog
@@ -181,16 +181,10 @@ def _check_model(config: TrainConfig, model: ModelConfig, loss: MTLoss) -> None:
         )
     for index, chosen in config.compile.dispersion.items():
         fidelity = config.data.fidelities[index]
-        if chosen.method != "none" and fidelity.labels_include_dispersion:
-            raise ConfigError(
-                f"compile.dispersion.{index}: the labels of {fidelity.name} include dispersion already "
-                "(labels_include_dispersion: true), so adding it would count it twice; set method: none"
-            )
-        if chosen.method != "none" and config.compile.enabled:
-            try:
-                resolve_d3(**chosen.model_dump(exclude={"method", "functional"}), name=chosen.functional)
-            except ConfigError as error:
-                raise ConfigError(f"compile.dispersion.{index}: {error}") from None
+        try:
+            damping_of(chosen, includes_dispersion=fidelity.labels_include_dispersion, whose=fidelity.name)
+        except ConfigError as error:
+            raise ConfigError(f"compile.dispersion.{index}: {error}") from None
 
 
 # what decides first weights only, or nothing at all

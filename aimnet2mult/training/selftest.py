@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aimnet2mult.configs.metadata import DispersionInfo
 from aimnet2mult.errors import ModelFileError
 from aimnet2mult.models.derivatives import forces_from_energy
-from aimnet2mult.units import BOHR_PER_ANGSTROM, EV_PER_HARTREE
+from aimnet2mult.training.dispersion import DispersionTerm, library_energy
+from aimnet2mult.types import Molecules
+from aimnet2mult.units import EV_PER_HARTREE
 
 Evaluate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -40,15 +41,14 @@ class SelfTestReport:
             f"alone = padded to {self.alone_padded:.1e} eV",
         ]
         if self.dispersion_library is not None:
-            parts.append(f"D3 = dftd3 to {self.dispersion_library:.1e} eV")
+            parts.append(f"dispersion = its authors' package to {self.dispersion_library:.1e} eV")
         return "; ".join(parts)
 
 
 def run_selftest(
     scripted: torch.jit.ScriptModule,
     eager: torch.nn.Module,
-    dispersion_term: torch.nn.Module | None,
-    dispersion: DispersionInfo | None,
+    dispersion: DispersionTerm | None,
     elements: Sequence[int],
 ) -> SelfTestReport:
     """Compare a compiled potential with independent routes to the same numbers.
@@ -57,8 +57,8 @@ def run_selftest(
     ----------
     scripted, eager
         The compiled and the Python potential, both in float64 throughout.
-    dispersion_term, dispersion
-        The dispersion module and its parameters, None without dispersion.
+    dispersion
+        The dispersion correction inside, None without one.
     elements
         Atomic numbers that the potential knows.
 
@@ -76,8 +76,9 @@ def run_selftest(
         alone_padded=_padding_deviation(scripted, batch),
         dispersion_library=(
             None
-            if dispersion is None or dispersion_term is None
-            else _library_deviation(dispersion_term, dispersion, batch)
+            # the package has no means to take charges from outside
+            if dispersion is None or dispersion.info.charges == "network"
+            else _library_deviation(dispersion, batch)
         ),
     )
     _require("scripted and eager energies", report.scripted_eager, ROUNDING * scale + 1e-9, "eV")
@@ -86,7 +87,7 @@ def run_selftest(
     )
     _require("a molecule alone and in a padded batch", report.alone_padded, ROUNDING * scale + 1e-9, "eV")
     if report.dispersion_library is not None:
-        _require("D3 and the dftd3 package", report.dispersion_library, 1e-9 * EV_PER_HARTREE, "eV")
+        _require("dispersion and the package of its authors", report.dispersion_library, 1e-9 * EV_PER_HARTREE, "eV")
     return report
 
 
@@ -133,17 +134,15 @@ def _padding_deviation(potential: Evaluate, batch: dict[str, Tensor]) -> float:
     return worst
 
 
-def _library_deviation(term: torch.nn.Module, info: DispersionInfo, batch: dict[str, Tensor]) -> float:
-    from dftd3.interface import DispersionModel, RationalDampingParam
-
-    parameters = RationalDampingParam(s6=info.s6, s8=info.s8, s9=info.s9, a1=info.a1, a2=info.a2, alp=14.0)
-    ours = term(batch["coord"], batch["numbers"]).detach()
+def _library_deviation(dispersion: DispersionTerm, batch: dict[str, Tensor]) -> float:
+    fidelity = torch.zeros_like(batch["numbers"][:, 0])
+    molecules = Molecules(batch["coord"], batch["numbers"], batch["charge"], batch["mult"], fidelity)
+    ours = dispersion.term(molecules, None, torch.zeros_like(batch["coord"][..., 0])).detach()
     worst = 0.0
     for row, numbers in enumerate(batch["numbers"].numpy()):
         real = numbers > 0
-        model = DispersionModel(numbers[real], batch["coord"].numpy()[row][real] * BOHR_PER_ANGSTROM)
-        theirs = model.get_dispersion(parameters, grad=False)["energy"] * EV_PER_HARTREE
-        worst = max(worst, abs(float(ours[row]) - float(theirs)))
+        theirs = library_energy(dispersion.info, numbers[real], batch["coord"].numpy()[row][real])
+        worst = max(worst, abs(float(ours[row]) - theirs))
     return worst
 
 
