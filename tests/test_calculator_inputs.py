@@ -33,8 +33,46 @@ NEAR = [[0, 0, 0], [0, 0, 1.0], [0, 0, 1.1]]
         (Atoms("OH2", NEAR), "atoms 1 and 2 are 0.100 Å apart; at least 0.3 Å are needed"),
         (Atoms("OH2", [[0, 0, 0]] * 3), "atoms 0 and 1 are 0.000 Å apart; at least 0.3 Å are needed"),
         (
-            Atoms("O", pbc=[False, True, False]),
-            "periodic systems are not supported by this version; set atoms.pbc = False for a molecule",
+            Atoms("O", pbc=[False, True, False], cell=[2, 0, 2]),
+            "the cell vector b is zero but pbc asks for periodicity along it; set one of them right",
+        ),
+        (
+            Atoms("O", pbc=True, cell=[[2, 0, 0], [0, np.nan, 0], [0, 0, 2]]),
+            "the cell is not finite: [[2.0, 0.0, 0.0], [0.0, nan, 0.0], [0.0, 0.0, 2.0]]",
+        ),
+        (
+            Atoms("O", pbc=True, cell=[[2, 0, 0], [1, 1, 0], [3, 1, 0]]),
+            "the cell vectors are not independent, so that the cell has no volume: "
+            "[[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [3.0, 1.0, 0.0]]",
+        ),
+        (
+            Atoms("O", pbc=[True, True, False], cell=[[2, 0, 0], [4, 0, 0], [0, 0, 9]]),
+            "the cell vectors are not independent, so that the cell has no volume: "
+            "[[2.0, 0.0, 0.0], [4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]",
+        ),
+        (
+            Atoms("O2", [[0, 0, 0], [4.0, 8.0, 0]], pbc=True, cell=[4, 4, 4]),
+            "atoms 0 and 1 are 0.000 Å apart; at least 0.3 Å are needed",
+        ),
+        (
+            Atoms("O2", [[0.1, 0, 0], [3.9, 0, 0]], pbc=True, cell=[4, 4, 4]),
+            "atom 0 and an image of atom 1 are 0.200 Å apart; at least 0.3 Å are needed",
+        ),
+        (
+            Atoms("O", pbc=True, cell=[1e-4, 1e-4, 1e-4]),
+            "atom 0 and its own image are 0.000 Å apart; at least 0.3 Å are needed",
+        ),
+        (
+            Atoms("O", pbc=[True, True, False], cell=[[5.0, 0, 0], [5.0, 0.01, 0], [0, 0, 0]]),
+            "atom 0 and its own image are 0.010 Å apart; at least 0.3 Å are needed",
+        ),
+        (
+            Atoms("OH", [[0, 0, 0], [0, 2e6, 0]]),
+            "the position of atom 1 is [0.0, 2000000.0, 0.0] Å; move the structure to the origin",
+        ),
+        (
+            Atoms("O", pbc=True, cell=[4, 0.25, 4]),
+            "atom 0 and its own image are 0.250 Å apart; at least 0.3 Å are needed",
         ),
         (water(mult=2), "mult=2 needs an odd number of electrons; this structure has 10"),
         (water(charge=1, spin=3), "mult=3 needs an even number of electrons; this structure has 9"),
@@ -155,8 +193,10 @@ def test_results_that_are_not_finite(make: MakeCalculator) -> None:
     atoms = water()
     atoms.calc = make()
     with torch.no_grad():
-        next(atoms.calc._potential.module.parameters()).fill_(torch.nan)
-    with pytest.raises(CalculationFailed, match="the potential gave energy and charges and spin_charges and forces"):
+        next(atoms.calc._potentials.committee().modules[0].parameters()).fill_(torch.nan)
+    with pytest.raises(
+        CalculationFailed, match="the potential gave energy and charges and spin_charges and forces that"
+    ):
         atoms.get_forces()
     assert atoms.calc.results == {}
     with pytest.raises(InputError, match="there is no structure to calculate"):

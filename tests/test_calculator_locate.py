@@ -44,9 +44,16 @@ def test_fidelity_that_is_not_there(potential_file: Path, tmp_path: Path) -> Non
 def test_one_file_needs_no_fidelity_and_two_equal_ones_are_refused(potential_file: Path, tmp_path: Path) -> None:
     shutil.copy(potential_file, tmp_path / "a_fid0.jpt")
     assert AIMNet2MultCalculator(tmp_path, device="cpu").fidelity == 0
-    shutil.copy(potential_file, tmp_path / "b_fid0.jpt")
+    shutil.copy(potential_file, tmp_path / "a_fid1.jpt")
     with pytest.raises(InputError, match="several files are fidelity 0, give one of them as model"):
         AIMNet2MultCalculator(tmp_path, fidelity=0, device="cpu")
+    (tmp_path / "a_fid1.jpt").rename(tmp_path / "b_fid0.jpt")
+    with pytest.raises(InputError) as caught:
+        AIMNet2MultCalculator(tmp_path, fidelity=0, device="cpu")
+    assert str(caught.value) == (
+        f"{tmp_path / 'b_fid0.jpt'} and {tmp_path / 'a_fid0.jpt'} are the same potential; "
+        "give each member of an ensemble once"
+    )
 
 
 def test_files_that_are_none(tmp_path: Path, potential_file: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.data import chemical_symbols
+from ase.geometry import minkowski_reduce
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -20,45 +22,136 @@ from aimnet2mult.errors import InputError
 
 MAX_ATOMIC_NUMBER = 118
 CLOSEST = 0.3  # Å; no two nuclei of a molecule come nearer
+FARTHEST = 1e6  # Å from the origin, where positions still have ten digits behind the point
+FLATTEST = 1e-6  # volume of the cell over the product of its edges
 WHOLE = 1e-6  # charges that went through a file may carry this much rounding
 
 
-class Geometry(NamedTuple):
-    """A checked molecule."""
+class UndefinedPropertyError(InputError, PropertyNotImplementedError):
+    """A property that does not exist for this structure; ASE's own tools know it as not implemented."""
+
+
+class System(NamedTuple):
+    """A checked structure with its charge and multiplicity."""
 
     coord: NDArray[np.float64]  # (N, 3) Å, contiguous, own memory
     numbers: NDArray[np.int64]  # (N,)
+    cell: NDArray[np.float64]  # (3, 3) Å, one cell vector per row; zeros in directions that are not periodic
+    charge: int  # e
+    mult: int  # 2S + 1
+
+    @property
+    def n_periodic(self) -> int:
+        """Number of periodic directions."""
+        return int(self.cell.any(axis=1).sum())
+
+    @property
+    def volume(self) -> float:
+        """Å^3 of a cell that is periodic in all directions, otherwise 0."""
+        return abs(float(np.linalg.det(self.cell)))
 
 
-def checked_geometry(atoms: Atoms) -> Geometry:
-    """Positions and atomic numbers of `atoms`, in native float64 and int64 whatever they are stored in.
+def checked_system(atoms: Atoms, charge: int | None, mult: int | None, metadata: PotentialMetadata) -> System:
+    """A structure that a potential can be asked about.
+
+    Parameters
+    ----------
+    atoms
+        The structure; stays as it is.
+    charge, mult
+        Arguments of the calculator, None where not given.
+    metadata
+        Of the potential.
 
     Raises
     ------
     InputError
-        There are no atoms, a position is not finite, an atomic number is not 1 to 118, two atoms are
-        nearer than 0.3 Å, or the structure is periodic.
+        There are no atoms, a position or the cell is not finite, an atomic number is not 1 to 118 or unknown to the
+        potential, two atoms are nearer than 0.3 Å, the cell is flat, or charge and multiplicity are impossible.
     """
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
-    if np.any(atoms.pbc):
-        raise InputError("periodic systems are not supported by this version; set atoms.pbc = False for a molecule")
     coord = np.array(atoms.positions, dtype=np.float64, order="C")
     numbers = np.array(atoms.numbers, dtype=np.int64)
-    wrong = np.flatnonzero(~np.isfinite(coord).all(axis=1))
-    if wrong.size:
-        raise InputError(f"the position of atom {wrong[0]} is not finite: {coord[wrong[0]].tolist()}")
-    wrong = np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))
-    if wrong.size:
-        raise InputError(
-            f"atom {wrong[0]} has atomic number {numbers[wrong[0]]}; elements are 1 to {MAX_ATOMIC_NUMBER}"
-        )
+    if not np.isfinite(coord).all():
+        first = int(np.flatnonzero(~np.isfinite(coord).all(axis=1))[0])
+        raise InputError(f"the position of atom {first} is not finite: {coord[first].tolist()}")
+    if np.abs(coord).max() > FARTHEST:
+        first = int(np.abs(coord).max(axis=1).argmax())
+        raise InputError(f"the position of atom {first} is {coord[first].tolist()} Å; move the structure to the origin")
+    if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
+        first = int(np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))[0])
+        raise InputError(f"atom {first} has atomic number {numbers[first]}; elements are 1 to {MAX_ATOMIC_NUMBER}")
+    cell = periodic_cell(atoms)
+    _check_distinct(coord, cell)
+    check_elements(numbers, metadata)
+    total, wanted = wanted_state(atoms.info, charge, mult)
+    return System(coord, numbers, cell, total, spin_multiplicity(numbers, total, wanted, metadata.num_charge_channels))
+
+
+def periodic_cell(atoms: Atoms) -> NDArray[np.float64]:
+    """Cell vectors (3, 3) in Å, with zero rows in directions that are not periodic.
+
+    Raises
+    ------
+    InputError
+        A vector of a periodic direction is zero or not finite, or the vectors do not span their directions.
+    """
+    periodic = np.asarray(atoms.pbc, dtype=bool)
+    if not periodic.any():
+        return np.zeros((3, 3))
+    cell = np.array(atoms.cell.array, dtype=np.float64)
+    cell[~periodic] = 0.0
+    if not np.isfinite(cell).all():
+        raise InputError(f"the cell is not finite: {cell.tolist()}")
+    lengths = np.linalg.norm(cell, axis=1)
+    missing = np.flatnonzero(periodic & (lengths == 0.0))
+    if missing.size:
+        name = "abc"[missing[0]]
+        raise InputError(f"the cell vector {name} is zero but pbc asks for periodicity along it; set one of them right")
+    directions = cell[periodic] / lengths[periodic, None]
+    if np.sqrt(max(np.linalg.det(directions @ directions.T), 0.0)) < FLATTEST:
+        raise InputError(f"the cell vectors are not independent, so that the cell has no volume: {cell.tolist()}")
+    # before neighbours are looked up, whose number is boundless in a cell without extent
+    shortest = float(np.linalg.norm(minkowski_reduce(cell, periodic)[0][periodic], axis=1).min())
+    if shortest < CLOSEST:
+        raise too_near(0, 0, shortest, images=True)
+    return cell
+
+
+def check_defined(properties: Sequence[str], system: System) -> None:
+    """Refuse properties that do not exist for a structure.
+
+    Raises
+    ------
+    UndefinedPropertyError
+        The stress of what is not periodic in all directions, or the dipole of what is in some.
+    """
+    n = system.n_periodic
+    if "stress" in properties and n < 3:
+        what = "a molecule" if n == 0 else f"a system that is periodic in {n} of 3 directions"
+        raise UndefinedPropertyError(f"the stress of {what} is not defined; set pbc and a cell in all three directions")
+    if "dipole" in properties and n > 0:
+        raise UndefinedPropertyError("the dipole of a periodic system is not defined; set pbc to False for a molecule")
+
+
+def too_near(first: int, second: int, distance: float, images: bool) -> InputError:
+    """The error about two atoms, or images of atoms, that all but coincide."""
+    if images and first == second:
+        return InputError(f"atom {first} and its own image are {distance:.3f} Å apart; at least {CLOSEST} Å are needed")
+    who = f"atom {first} and an image of atom {second}" if images else f"atoms {first} and {second}"
+    return InputError(f"{who} are {distance:.3f} Å apart; at least {CLOSEST} Å are needed")
+
+
+def _check_distinct(coord: NDArray[np.float64], cell: NDArray[np.float64]) -> None:
+    """Refuse atoms that coincide; those on two sides of a cell face are seen when neighbours are looked up."""
+    if cell.any():
+        fractions = coord @ np.linalg.pinv(cell)
+        coord = coord - np.floor(fractions) @ cell
     near = cKDTree(coord).query_pairs(CLOSEST)
     if near:
         i, j = min(near)
-        distance = float(np.linalg.norm(coord[i] - coord[j]))
-        raise InputError(f"atoms {i} and {j} are {distance:.3f} Å apart; at least {CLOSEST} Å are needed")
-    return Geometry(coord, numbers)
+        raise too_near(i, j, float(np.linalg.norm(coord[i] - coord[j])), images=False)
 
 
 def check_elements(numbers: NDArray[np.int64], metadata: PotentialMetadata) -> None:

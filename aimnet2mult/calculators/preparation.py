@@ -1,0 +1,64 @@
+"""From a checked structure to what potentials take: neighbour lists, and what Coulomb energies allow."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from aimnet2mult.calculators.inputs import CLOSEST, System, too_near
+from aimnet2mult.calculators.members import Committee
+from aimnet2mult.calculators.neighbors import Frame, SystemLists, VerletLists
+from aimnet2mult.calculators.runtime_dispersion import RuntimeDispersion
+from aimnet2mult.errors import InputError
+
+# Atoms. Measured with energy and forces of a network of the published size, one thread: lists are quicker from 150
+# atoms on for a stretched chain (21 neighbours each) and from 450 on for a droplet of water (80 neighbours).
+ALL_PAIRS_UP_TO = 250
+
+
+class Prepared(NamedTuple):
+    """One structure and everything that its energy is made of, for derivatives of any order."""
+
+    modules: tuple[nn.Module, ...]  # members of the ensemble, in float64
+    data: dict[str, Tensor]  # the dictionary at their door, one structure, no gradients
+    system: System
+    dispersion: RuntimeDispersion | None  # is added to the mean of the members
+
+
+def needs_lists(system: System) -> bool:
+    """Whether neighbour lists are used: for every periodic system, and where all pairs of a molecule are too many."""
+    return system.n_periodic > 0 or len(system.numbers) > ALL_PAIRS_UP_TO
+
+
+def look_up(system: System, committee: Committee, verlet: VerletLists) -> SystemLists:
+    """Neighbour lists of a system.
+
+    Raises
+    ------
+    InputError
+        Two atoms or images are nearer than 0.3 Å, or the Coulomb energy is not defined for this periodicity.
+    """
+    if system.n_periodic in (1, 2) and committee.coulomb & {"simple", "ewald"}:
+        raise InputError(
+            f"the long-range Coulomb energy of a system that is periodic in {system.n_periodic} of 3 directions is not "
+            'defined by this potential; use coulomb="dsf", or add vacuum and set pbc to True along it'
+        )
+    cutoff = committee.metadata.cutoff
+    pair_cutoff = committee.pair_cutoff(len(system.numbers), system.volume)
+    lists = verlet.update(Frame(system.coord, system.cell), cutoff, pair_cutoff)
+    nearest = lists.nearest
+    if nearest is not None and nearest.distance < CLOSEST:
+        raise too_near(nearest.first, nearest.second, nearest.distance, nearest.images)
+    return lists
+
+
+def is_charged_ewald(system: System, committee: Committee) -> bool:
+    """Whether the Coulomb energy is that of a charged cell, which only a background charge makes finite."""
+    return system.charge != 0 and system.n_periodic == 3 and bool(committee.coulomb & {"simple", "ewald"})
+
+
+CHARGED_CELL = (
+    "the cell is charged: its long-range Coulomb energy includes a uniform neutralising background, so that energies "
+    "and stress of cells with different charges or sizes cannot be compared directly"
+)
