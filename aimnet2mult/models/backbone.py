@@ -70,9 +70,7 @@ class Backbone(nn.Module):
             features, charges = self._advance(update, features, charges, totals, index)
         return AtomState(self.last(self._environment(features, charges, basis, pairs, index)), charges)
 
-    def _environment(
-        self, features: Tensor, charges: Tensor, basis: Tensor, pairs: Pairs, index: AtomIndex
-    ) -> Tensor:
+    def _environment(self, features: Tensor, charges: Tensor, basis: Tensor, pairs: Pairs, index: AtomIndex) -> Tensor:
         q = charges.to(features.dtype)
         return torch.cat([features, q, self.convolution(features, q, basis, pairs, index)], dim=-1)
 

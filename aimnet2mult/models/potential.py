@@ -55,9 +55,7 @@ class Potential(nn.Module):
         energy. Each has a ``pair_cutoff`` (Å, 0 if it needs no pair list).
     """
 
-    def __init__(
-        self, network: MultiFidelityNetwork, sae: SelfAtomicEnergy, terms: Sequence[nn.Module] = ()
-    ) -> None:
+    def __init__(self, network: MultiFidelityNetwork, sae: SelfAtomicEnergy, terms: Sequence[nn.Module] = ()) -> None:
         super().__init__()
         assert network.config.num_fidelities == 1
         self.network = network
