@@ -162,7 +162,7 @@ def _run(module: nn.Module, data: dict[str, Tensor], forces: bool, stress: bool)
         else:
             output = module(data | {"coord": coord})
             gradient = forces_from_energy(output["energy"], coord) if forces else gradient
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, torch.jit.Error) as error:
         lines = str(error).strip().splitlines()
         raise CalculationFailed(f"the potential stopped: {lines[-1] if lines else error!r}") from error
     tensors = (output["energy"], output["charges"], output["spin_charges"], gradient, virial)
