@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -373,7 +374,7 @@ def system_of(atoms: Atoms) -> System:
 
 
 def prepared(atoms: Atoms, modules: tuple[nn.Module, ...], dispersion: RuntimeDispersion | None = None) -> Prepared:
-    return Prepared(modules, door(atoms), system_of(atoms), dispersion)
+    return Prepared(modules, door(atoms), system_of(atoms), dispersion, threading.RLock())
 
 
 def test_of_a_calculator() -> None:

@@ -268,7 +268,8 @@ class AIMNet2MultCalculator(Calculator):
             committee = self._potentials.committee()
             lists = [self._look_up(system, committee)] if needs_lists(system) else []
             device = torch.device(self.parameters["device"])
-            (found,) = evaluate(committee.modules, [system], lists, committee.dispersion, device, stress, forces)
+            with committee.lock:
+                (found,) = evaluate(committee.modules, [system], lists, committee.dispersion, device, stress, forces)
             self.results = ase_results(found, system)
             self.atoms = atoms.copy()
             self._state = wanted_state(atoms.info, self.charge, self.mult)
@@ -285,7 +286,7 @@ class AIMNet2MultCalculator(Calculator):
         forces, stress
             Whether to compute these too; a stress needs structures that are periodic in all directions.
         memory
-            Bytes that one batch may take, roughly; a structure that needs more makes a batch of its own. None: 256 MiB
+            Bytes that one batch may take, roughly; a structure that needs more makes a batch of its own. None: 128 MiB
             on a CPU, half of what is free on a GPU.
 
         Returns
@@ -358,7 +359,7 @@ class AIMNet2MultCalculator(Calculator):
             device = torch.device(self.parameters["device"])
             with own_settings(device, False):
                 data = door([system], lists, device)
-        return Prepared(committee.modules, data, system, committee.dispersion)
+        return Prepared(committee.modules, data, system, committee.dispersion, committee.lock)
 
     def _structure(self, atoms: Atoms | None) -> Atoms:
         chosen: Atoms | None = self.atoms if atoms is None else atoms

@@ -93,7 +93,8 @@ def evaluate_batches(
     found: dict[int, Evaluation] = {}
     for batch in _batches(systems, committee, memory or budget(device)):
         chosen = [systems[place] for place in batch.places]
-        results = evaluate(committee.modules, chosen, batch.lists, committee.dispersion, device, stress, forces)
+        with committee.lock:
+            results = evaluate(committee.modules, chosen, batch.lists, committee.dispersion, device, stress, forces)
         found |= dict(zip(batch.places, results, strict=True))
     return [found[place] for place in range(len(systems))]
 

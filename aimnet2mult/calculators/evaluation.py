@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from aimnet2mult.calculators.runtime_dispersion import RuntimeDispersion
 from aimnet2mult.models.derivatives import forces_and_stress, forces_from_energy, strained
 
 _IMPORTED_IN = os.getpid()
+STOPPED = (RuntimeError, ValueError, torch.jit.Error)  # what a potential, eager or scripted, may raise
 _VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy
 
 
@@ -150,6 +152,13 @@ def one_thread_if_forked() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def stopped(error: BaseException) -> CalculationFailed:
+    """What a potential said when it stopped, without what TorchScript writes around it."""
+    lines = str(error).strip().splitlines()
+    said = re.sub(r"^'?builtins\.\w+: |'$", "", lines[-1]) if lines else repr(error)
+    return CalculationFailed(f"the potential stopped: {said}")
+
+
 def _run(module: nn.Module, data: dict[str, Tensor], forces: bool, stress: bool) -> _Outputs:
     coord = data["coord"].detach().requires_grad_(forces or stress)
     gradient = virial = coord[:0]  # where they are not asked for
@@ -162,9 +171,8 @@ def _run(module: nn.Module, data: dict[str, Tensor], forces: bool, stress: bool)
         else:
             output = module(data | {"coord": coord})
             gradient = forces_from_energy(output["energy"], coord) if forces else gradient
-    except (RuntimeError, ValueError, torch.jit.Error) as error:
-        lines = str(error).strip().splitlines()
-        raise CalculationFailed(f"the potential stopped: {lines[-1] if lines else error!r}") from error
+    except STOPPED as error:
+        raise stopped(error) from error
     tensors = (output["energy"], output["charges"], output["spin_charges"], gradient, virial)
     return _Outputs(*(value.detach().cpu().numpy().astype(np.float64) for value in tensors))
 

@@ -12,7 +12,7 @@ from ase.calculators.calculator import CalculationFailed
 from ase.data import atomic_masses
 from numpy.typing import NDArray
 
-from aimnet2mult.calculators.evaluation import own_settings
+from aimnet2mult.calculators.evaluation import STOPPED, own_settings, stopped
 from aimnet2mult.calculators.preparation import Prepared
 from aimnet2mult.errors import InputError
 from aimnet2mult.models import hessian as derivatives
@@ -100,13 +100,12 @@ def dipole_derivatives(prepared: Prepared, masses: Array | None = None) -> Array
 def _running(prepared: Prepared) -> Iterator[None]:
     """PyTorch's modes for potentials; what stops them is said as in other calculations."""
     try:
-        with own_settings(prepared.data["coord"].device, True):
+        with prepared.lock, own_settings(prepared.data["coord"].device, True):
             yield
     except (CalculationFailed, InputError):
         raise
-    except (RuntimeError, ValueError, torch.jit.Error) as error:
-        lines = str(error).strip().splitlines() or [repr(error)]
-        raise CalculationFailed(f"the potential stopped: {lines[-1]}") from error
+    except STOPPED as error:
+        raise stopped(error) from error
 
 
 def _mean(members: Sequence[torch.Tensor]) -> Array:

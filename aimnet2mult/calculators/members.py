@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +50,14 @@ class Committee:
     double: bool  # whether the networks run in float64
     coulomb: frozenset[str]  # methods of the long-range Coulomb energies inside
     dispersion: RuntimeDispersion | None
+    # held while the modules run: copies of a calculator share them, and a Hessian changes their settings meanwhile
+    lock: AbstractContextManager[bool] = field(default_factory=threading.RLock, compare=False, repr=False)
+
+    @property
+    def equilibrates(self) -> bool:
+        """Whether a D4 correction inside takes its charges from electronegativity equilibration."""
+        terms: list[Any] = [term for module in self.modules for term in module.terms.children()]  # type: ignore[union-attr]
+        return any(getattr(term, "equilibrate", False) and term.active for term in terms)
 
     def pair_cutoff(self, n_atoms: int, volume: float) -> float:
         """Cutoff (Å) of the pair list for a system of this size and cell volume (Å^3; 0 if there is none)."""
@@ -257,6 +267,8 @@ def _switch_off_dispersion(member: LoadedPotential) -> None:
         raise _too_old(member, "its dispersion")
     for term in terms:
         term.active = False
+    others = [term for term in module.terms.children() if getattr(term, "active", True)]
+    module.term_cutoff = max((float(term.pair_cutoff) for term in others), default=0.0)  # no list for what is off
 
 
 def _too_old(member: LoadedPotential, what: str) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from aimnet2mult.errors import InputError
 # Atoms. Measured with energy and forces of a network of the published size, one thread: lists are quicker from 150
 # atoms on for a stretched chain (21 neighbours each) and from 450 on for a droplet of water (80 neighbours).
 ALL_PAIRS_UP_TO = 250
+# Å^3. A reciprocal sum has as many terms as volume, however few the atoms: 2 GB and 12 s at this size.
+LARGEST_VOLUME = 1e8
 
 
 class Prepared(NamedTuple):
@@ -24,6 +27,7 @@ class Prepared(NamedTuple):
     data: dict[str, Tensor]  # the dictionary at their door, one structure, no gradients
     system: System
     dispersion: RuntimeDispersion | None  # is added to the mean of the members
+    lock: AbstractContextManager[bool]  # to be held while the modules run
 
 
 def needs_lists(system: System) -> bool:
@@ -43,6 +47,16 @@ def look_up(system: System, committee: Committee, verlet: VerletLists) -> System
         raise InputError(
             f"the long-range Coulomb energy of a system that is periodic in {system.n_periodic} of 3 directions is not "
             'defined by this potential; use coulomb="dsf", or add vacuum and set pbc to True along it'
+        )
+    if system.n_periodic in (1, 2) and committee.equilibrates:
+        raise InputError(
+            f"the D4 charges of a system that is periodic in {system.n_periodic} of 3 directions are not defined; add "
+            "vacuum and set pbc to True along it, or compile with D3(BJ), or with the charges of the network"
+        )
+    if system.volume > LARGEST_VOLUME and (committee.equilibrates or committee.coulomb & {"simple", "ewald"}):
+        raise InputError(
+            f"a cell of {system.volume:.1e} Å^3 is too large for its lattice sums; set pbc to False for a molecule, or "
+            'use coulomb="dsf"'
         )
     cutoff = committee.metadata.cutoff
     pair_cutoff = committee.pair_cutoff(len(system.numbers), system.volume)

@@ -90,10 +90,8 @@ def _import(argv: Sequence[str]) -> int:
     text = yaml.safe_dump(model.network.config.to_dict(), sort_keys=False, default_flow_style=None, width=120)
     atomic_write_text(args.folder / "model.yaml", text)
     write_sae(args.folder / "sae_fid0.yaml", model.sae, f"atomic shifts of {args.file.name}, network {args.member}")
-    print(
-        f"{args.folder}/: model.pt, model.yaml, sae_fid0.yaml; its labels are {model.fidelity.level_of_theory} without "
-        "dispersion"
-    )
+    level = model.fidelity.level_of_theory or "of a level that the file does not name"
+    print(f"{args.folder}/: model.pt, model.yaml, sae_fid0.yaml; labels to train on: {level}, without dispersion")
     return 0
 
 

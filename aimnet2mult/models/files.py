@@ -1,7 +1,8 @@
 """Weights files (.pt) and compiled potentials (.jpt); the one module that says torch.jit.
 
-Nothing in a file is executed while it is looked at: weights load with ``weights_only=True``, and the
-metadata of a compiled potential is read from its archive and checked before the program is loaded.
+Nothing in a file is executed while it is loaded: weights load with ``weights_only=True``; the metadata of a compiled
+potential is read from its archive and checked before the program is; and programs that would run code of their own at
+loading are refused. A potential that is then evaluated does run, with what TorchScript offers to it.
 """
 
 from __future__ import annotations
@@ -227,6 +228,32 @@ def read_metadata(path: str | Path) -> PotentialMetadata:
         raise ModelFileError(f"{path}: the metadata inside is malformed ({error.error_count()} errors)") from None
 
 
+def load_program(path: Path, device: str | torch.device) -> torch.jit.ScriptModule:
+    """Load the program of a TorchScript archive that runs nothing at loading.
+
+    Raises
+    ------
+    ModelFileError
+        The program is damaged, or has code that TorchScript runs at loading.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sources = [name for name in archive.namelist() if name.partition("/")[2].startswith("code/")]
+            text = b"".join(archive.read(name) for name in sources if name.endswith(".py"))
+            text += b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".pkl"))
+    except _ARCHIVE_ERRORS as error:
+        raise ModelFileError(f"{path}: cannot be read as a compiled potential ({_first_line(error)})") from None
+    # an exported __setstate__ runs while the program is loaded, and so does the one of a custom C++ class
+    if b"__setstate__" in text or b"__torch__.torch.classes" in text:
+        raise ModelFileError(f"{path}: holds code that would run while it is loaded; do not use this file")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
+            return torch.jit.load(str(path), map_location=device)
+    except Exception as error:  # the TorchScript reader raises many kinds for a damaged program
+        raise ModelFileError(f"{path}: the program inside cannot be loaded ({_first_line(error)})") from None
+
+
 def load_potential(path: str | Path, device: str | torch.device = "cpu") -> LoadedPotential:
     """Load a compiled potential.
 
@@ -243,12 +270,7 @@ def load_potential(path: str | Path, device: str | torch.device = "cpu") -> Load
         The file is missing, damaged, not ours, or its program disagrees with its metadata.
     """
     metadata = read_metadata(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
-            module = torch.jit.load(str(path), map_location=device)
-    except Exception as error:  # the TorchScript reader raises many kinds for a damaged program
-        raise ModelFileError(f"{path}: the program inside cannot be loaded ({_first_line(error)})") from None
+    module = load_program(Path(path), device)
     if state_digest(module.state_dict()) != metadata.weights_sha256:
         raise ModelFileError(f"{path}: the program disagrees with its metadata; compile it again")
     return LoadedPotential(module.eval(), metadata, Path(path))

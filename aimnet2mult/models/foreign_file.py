@@ -8,7 +8,6 @@ and settings, but never run; nothing is unpickled by Python.
 from __future__ import annotations
 
 import re
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aimnet2mult.errors import ModelFileError
+from aimnet2mult.models.files import load_program
 from aimnet2mult.physics.damping import DampingParameters
 
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
@@ -87,13 +87,7 @@ def read_members(path: str | Path) -> list[PublishedMember]:
     """
     path = Path(path)
     n_bytes = _check_archive(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
-            module = torch.jit.load(str(path), map_location="cpu")
-    except Exception as error:  # the TorchScript reader raises many kinds for a damaged program
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(f"{path}: the program inside cannot be loaded ({reason})") from None
+    module = load_program(path, "cpu")
     state = {name: value.detach() for name, value in module.state_dict().items()}
     prefixes = [name.removesuffix("afv.weight") for name in state if re.fullmatch(r"(.+\.)?afv\.weight", name)]
     if not prefixes:

@@ -1,7 +1,7 @@
 """First derivatives of large sums over pairs without keeping what automatic differentiation would keep.
 
 A sum over P pairs is worked out in chunks, each with its derivatives, which are handed to the rest of the graph as a
-linear function of the leaves (`first_order`). Memory is then that of the pair list and of one chunk.
+linear function of the leaves (`pair_sums.linear_surrogate`). Memory is then that of the pair list and of one chunk.
 B: systems, N: slots of the largest, n = B * N, R: reference systems, P: pairs.
 """
 
@@ -25,15 +25,6 @@ class PairSum(NamedTuple):
     coord: Tensor  # (B, N, 3)
     cell: Tensor  # (B, 3, 3)
     weights: Tensor  # (B, N, R)
-
-
-def first_order(leaf: Tensor, derivative: Tensor) -> Tensor:
-    """Zero, with the given first derivatives by `leaf`: (B, ...) -> (B,).
-
-    Second derivatives come out as inf or NaN: what a linear function leaves out must not pass for a zero.
-    """
-    change = leaf - leaf.detach()
-    return (change * derivative + change.pow(1.5)).flatten(1).sum(1)
 
 
 def two_body_sum(

@@ -2,7 +2,7 @@
 
 Small systems are left to plain automatic differentiation, so that derivatives of any order exist. Sums over more
 than `max_plain` pairs or triangles are worked out in chunks, and so is what would need matrices of more than
-`max_matrix` elements: first derivatives are exact, second ones come out as inf or NaN (`d4_chunked.first_order`).
+`max_matrix` elements: first derivatives are exact, second ones come out as inf or NaN (`pair_sums.linear_surrogate`).
 B: systems, N: slots of the largest, n = B * N, S: elements, R: reference systems, P: pairs.
 """
 
@@ -28,7 +28,7 @@ from aimnet2mult.physics.d4 import (
     neutral_scaling,
     restricted,
 )
-from aimnet2mult.physics.d4_chunked import first_order, two_body_sum
+from aimnet2mult.physics.d4_chunked import two_body_sum
 from aimnet2mult.physics.d4_pairs import (
     HalfList,
     all_pairs_list,
@@ -49,6 +49,7 @@ from aimnet2mult.physics.eeq import (
     limited_cn,
 )
 from aimnet2mult.physics.eeq_chunked import batch_gradient, large_systems, solve_batch
+from aimnet2mult.physics.pair_sums import linear_surrogate
 from aimnet2mult.physics.three_body import (
     DirectedPairs,
     TripleTerm,
@@ -191,7 +192,9 @@ def _equilibrated_two_body(
         by_charges = torch.autograd.grad([energy.sum()], [charges], retain_graph=True)[0]
         assert by_charges is not None
         by_coord, by_cell, by_force = batch_gradient(systems, factors, charges.detach(), by_charges, eeq)
-        energy = energy + first_order(coord, by_coord) + first_order(cell, by_cell) + first_order(force, by_force)
+        energy = linear_surrogate(energy, coord, by_coord)
+        energy = linear_surrogate(energy, cell, by_cell)
+        energy = linear_surrogate(energy, force, by_force)
     return energy
 
 
@@ -223,8 +226,9 @@ def _two_body(system: _System, weights: Tensor, data: D4Data, settings: D4Settin
     )
     energy = total.energy
     if gradient:
-        energy = energy + first_order(system.coord, total.coord) + first_order(system.cell, total.cell)
-        energy = energy + first_order(padded, total.weights)
+        energy = linear_surrogate(energy, system.coord, total.coord)
+        energy = linear_surrogate(energy, system.cell, total.cell)
+        energy = linear_surrogate(energy, padded, total.weights)
     return energy
 
 
@@ -265,8 +269,10 @@ def _three_body(
     if gradient:
         x, y, z = total.vector.unbind(1)
         by_coord, by_cell = chain_to_atoms((x, y, z), directed, n_systems, n_slots)
-        energy = energy + first_order(system.coord, by_coord) + first_order(system.cell, by_cell)
-        energy = energy + first_order(weights.view(n_systems, n_slots, -1), total.weights.view(n_systems, n_slots, -1))
+        energy = linear_surrogate(energy, system.coord, by_coord)
+        energy = linear_surrogate(energy, system.cell, by_cell)
+        by_weights = total.weights.view(n_systems, n_slots, -1)
+        energy = linear_surrogate(energy, weights.view(n_systems, n_slots, -1), by_weights)
     return energy
 
 
