@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import suites
 from ase import Atoms
+from ase.build import molecule
 from crystals import crystal, short_ranged, water_box
 from structures import alkane, water
 
@@ -112,12 +114,12 @@ def test_budget(calc: AIMNet2MultCalculator, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_structure_that_is_wrong_is_named(calc: AIMNet2MultCalculator) -> None:
     with pytest.raises(InputError) as caught:
         calc.evaluate([water(), Atoms("OH2", [[0, 0, 0]] * 3)])
-    assert str(caught.value) == "structure 1: atoms 0 and 1 are 0.000 Å apart; at least 0.3 Å are needed"
+    assert str(caught.value) == "structure 1: atoms 0 and 1 are 0.00000 Å apart; at least 0.3 Å are needed"
     with pytest.raises(InputError, match=r"^structure 0: mult=2 needs an odd number of electrons"):
         calc.evaluate([water(mult=2), water()])
     with pytest.raises(InputError, match=r"^structure 1: the stress of a molecule is not defined"):
         calc.evaluate([crystal("thin"), water()], stress=True)
-    with pytest.raises(InputError, match=r"^structure 1: atom 0 and its own image are 0.200 Å apart"):
+    with pytest.raises(InputError, match=r"^structure 1: atom 0 and its own image are 0.20000 Å apart"):
         calc.evaluate([crystal("thin"), Atoms("O", cell=[4, 4, 0.2], pbc=True)])
 
 
@@ -128,3 +130,9 @@ def test_charge_and_multiplicity_of_each(short_file: Path) -> None:
     assert [round(float(one.spin_charges.sum()), 5) for one in found] == [0, 1, 3, 2]
     with pytest.raises(InputError, match="these go with the path of a potential"):
         evaluate(AIMNet2MultCalculator(short_file, device="cpu"), bag, device="cpu")
+
+
+@pytest.mark.parametrize("structures", [molecule("H2O"), [1, 2], [molecule("H2O"), None]])
+def test_what_is_no_list_of_structures(structures: Any, potential_file: Path) -> None:
+    with pytest.raises(InputError, match=r"^structures must be a list of ase\.Atoms; for one structure give a list"):
+        AIMNet2MultCalculator(potential_file, device="cpu").evaluate(structures)

@@ -30,8 +30,8 @@ NEAR = [[0, 0, 0], [0, 0, 1.0], [0, 0, 1.1]]
         (Atoms("HO", [[np.inf, 0, 0], [0, 0, 1]]), "the position of atom 0 is not finite: [inf, 0.0, 0.0]"),
         (Atoms(numbers=[8, 0], positions=NEAR[:2]), "atom 1 has atomic number 0; elements are 1 to 118"),
         (Atoms(numbers=[119], positions=NEAR[:1]), "atom 0 has atomic number 119; elements are 1 to 118"),
-        (Atoms("OH2", NEAR), "atoms 1 and 2 are 0.100 Å apart; at least 0.3 Å are needed"),
-        (Atoms("OH2", [[0, 0, 0]] * 3), "atoms 0 and 1 are 0.000 Å apart; at least 0.3 Å are needed"),
+        (Atoms("OH2", NEAR), "atoms 1 and 2 are 0.10000 Å apart; at least 0.3 Å are needed"),
+        (Atoms("OH2", [[0, 0, 0]] * 3), "atoms 0 and 1 are 0.00000 Å apart; at least 0.3 Å are needed"),
         (
             Atoms("O", pbc=[False, True, False], cell=[2, 0, 2]),
             "the cell vector b is zero but pbc asks for periodicity along it; set one of them right",
@@ -52,27 +52,28 @@ NEAR = [[0, 0, 0], [0, 0, 1.0], [0, 0, 1.1]]
         ),
         (
             Atoms("O2", [[0, 0, 0], [4.0, 8.0, 0]], pbc=True, cell=[4, 4, 4]),
-            "atoms 0 and 1 are 0.000 Å apart; at least 0.3 Å are needed",
+            "atoms 0 and 1 are 0.00000 Å apart; at least 0.3 Å are needed",
         ),
         (
             Atoms("O2", [[0.1, 0, 0], [3.9, 0, 0]], pbc=True, cell=[4, 4, 4]),
-            "atom 0 and an image of atom 1 are 0.200 Å apart; at least 0.3 Å are needed",
+            "atom 0 and an image of atom 1 are 0.20000 Å apart; at least 0.3 Å are needed",
         ),
         (
             Atoms("O", pbc=True, cell=[1e-4, 1e-4, 1e-4]),
-            "atom 0 and its own image are 0.000 Å apart; at least 0.3 Å are needed",
+            "atom 0 and its own image are 0.00010 Å apart; at least 0.3 Å are needed",
         ),
         (
             Atoms("O", pbc=[True, True, False], cell=[[5.0, 0, 0], [5.0, 0.01, 0], [0, 0, 0]]),
-            "atom 0 and its own image are 0.010 Å apart; at least 0.3 Å are needed",
+            "atom 0 and its own image are 0.01000 Å apart; at least 0.3 Å are needed",
         ),
         (
             Atoms("OH", [[0, 0, 0], [0, 2e6, 0]]),
-            "the position of atom 1 is [0.0, 2000000.0, 0.0] Å; move the structure to the origin",
+            "the position of atom 1 is [0.0, 2000000.0, 0.0] Å; positions may reach 1e+06 Å, so move the "
+            "structure to the origin",
         ),
         (
             Atoms("O", pbc=True, cell=[4, 0.25, 4]),
-            "atom 0 and its own image are 0.250 Å apart; at least 0.3 Å are needed",
+            "atom 0 and its own image are 0.25000 Å apart; at least 0.3 Å are needed",
         ),
         (water(mult=2), "mult=2 needs an odd number of electrons; this structure has 10"),
         (water(charge=1, spin=3), "mult=3 needs an even number of electrons; this structure has 9"),

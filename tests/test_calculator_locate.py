@@ -25,11 +25,12 @@ def test_fidelity_picks_a_file(potential_file: Path, fidelity: int | str) -> Non
 
 def test_fidelity_that_is_not_there(potential_file: Path, tmp_path: Path) -> None:
     folder, there = potential_file.parent, "0 'PBE0' (model_fid0.jpt), 1 'CCSD(T)' (model_fid1.jpt)"
+    beside = "1 'CCSD(T)' is a file beside it: give the folder instead"
     for model, fidelity, sentence in [
         (folder, None, f"{folder} has several fidelities: {there}; choose one with fidelity="),
         (folder, 2, f"{folder} has no fidelity 2; there is {there}"),
         (folder / "model", "PBE", f"{folder / 'model'} has no fidelity 'PBE'; there is {there}"),
-        (potential_file, 1, f"{potential_file} has no fidelity 1; there is 0 'PBE0' (model_fid0.jpt)"),
+        (potential_file, 1, f"{potential_file} has no fidelity 1; there is 0 'PBE0' (model_fid0.jpt); {beside}"),
     ]:
         with pytest.raises(InputError) as caught:
             AIMNet2MultCalculator(model, fidelity=fidelity, device="cpu")

@@ -140,12 +140,12 @@ def test_members_must_belong_together(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         AIMNet2MultCalculator([a, folder / "model_b_fid1.jpt"], device="cpu")
     assert str(caught.value) == (
-        "model_a_fid0.jpt and model_b_fid1.jpt differ in their fidelity; "
+        f"{a} and {folder / 'model_b_fid1.jpt'} differ in their fidelity; "
         "the members of an ensemble must predict the same quantity"
     )
     dispersion = DispersionInfo(method="d3bj", functional="pbe", s6=1, s8=1, s9=0, a1=0.4, a2=4, reference="none")
     other = with_metadata(b, tmp_path / "d3.jpt", dispersion=dispersion)
-    with pytest.raises(InputError, match=r"model_a_fid0.jpt and d3.jpt differ in their dispersion; the members"):
+    with pytest.raises(InputError, match=r"model_a_fid0\.jpt and .*d3\.jpt differ in their dispersion; the members"):
         AIMNet2MultCalculator([a, other], device="cpu")
     included = FIDELITIES[0].model_copy(update={"labels_include_dispersion": True})
     other = with_metadata(b, tmp_path / "labels.jpt", fidelity=included)

@@ -23,7 +23,7 @@ from structures import water
 from aimnet2mult import AIMNet2MultCalculator
 from aimnet2mult.calculators.inputs import checked_system
 from aimnet2mult.configs.metadata import DispersionInfo
-from aimnet2mult.errors import ConfigError, InputError
+from aimnet2mult.errors import InputError
 from aimnet2mult.models import files
 from aimnet2mult.models.dispersion import D3BJ
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
@@ -176,7 +176,7 @@ def test_wrong_arguments(short_file: Path, arguments: dict[str, object], sentenc
 
 def test_unknown_functional_and_warning(short_file: Path) -> None:
     for method in ("d3bj", "d4"):
-        with pytest.raises(ConfigError, match="functional 'pbe00' is"):
+        with pytest.raises(InputError, match="functional 'pbe00' is"):
             calculator(short_file, dispersion=method, functional="pbe00")
     with pytest.warns(UserWarning, match="overbinds strongly"):
         calculator(short_file, dispersion="d3bj", functional="wb97x")

@@ -73,6 +73,8 @@ def checked_systems(
     InputError
         A structure cannot be used; the message starts with its place.
     """
+    if isinstance(structures, Atoms) or not all(isinstance(atoms, Atoms) for atoms in structures):
+        raise InputError("structures must be a list of ase.Atoms; for one structure give a list of one")
     systems = []
     for place, atoms in enumerate(structures):
         with _named(place):

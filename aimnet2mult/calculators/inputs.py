@@ -78,7 +78,10 @@ def checked_system(atoms: Atoms, charge: int | None, mult: int | None, metadata:
         raise InputError(f"the position of atom {first} is not finite: {coord[first].tolist()}")
     if np.abs(coord).max() > FARTHEST:
         first = int(np.abs(coord).max(axis=1).argmax())
-        raise InputError(f"the position of atom {first} is {coord[first].tolist()} Å; move the structure to the origin")
+        raise InputError(
+            f"the position of atom {first} is {coord[first].tolist()} Å; positions "
+            f"may reach {FARTHEST:.0e} Å, so move the structure to the origin"
+        )
     if numbers.min() < 1 or numbers.max() > MAX_ATOMIC_NUMBER:
         first = int(np.flatnonzero((numbers < 1) | (numbers > MAX_ATOMIC_NUMBER))[0])
         raise InputError(f"atom {first} has atomic number {numbers[first]}; elements are 1 to {MAX_ATOMIC_NUMBER}")
@@ -138,9 +141,9 @@ def check_defined(properties: Sequence[str], system: System) -> None:
 def too_near(first: int, second: int, distance: float, images: bool) -> InputError:
     """The error about two atoms, or images of atoms, that all but coincide."""
     if images and first == second:
-        return InputError(f"atom {first} and its own image are {distance:.3f} Å apart; at least {CLOSEST} Å are needed")
+        return InputError(f"atom {first} and its own image are {distance:.5f} Å apart; at least {CLOSEST} Å are needed")
     who = f"atom {first} and an image of atom {second}" if images else f"atoms {first} and {second}"
-    return InputError(f"{who} are {distance:.3f} Å apart; at least {CLOSEST} Å are needed")
+    return InputError(f"{who} are {distance:.5f} Å apart; at least {CLOSEST} Å are needed")
 
 
 def _check_distinct(coord: NDArray[np.float64], cell: NDArray[np.float64]) -> None:
@@ -216,7 +219,7 @@ def wanted_state(info: Mapping[Any, Any], charge: int | None, mult: int | None) 
     Parameters
     ----------
     info
-        ``atoms.info``; its ``"charge"``, ``"mult"`` and ``"spin"`` count, both of the latter being 2S + 1.
+        ``atoms.info``; its ``"charge"`` counts, and ``"mult"``, ``"multiplicity"`` or ``"spin"``, all three 2S + 1.
         A value of None is the same as none at all.
     charge, mult
         Arguments of the calculator, None where not given.
@@ -235,7 +238,7 @@ def wanted_state(info: Mapping[Any, Any], charge: int | None, mult: int | None) 
     if info.get("charge") is not None:
         charges["atoms.info['charge']"] = whole_number(info["charge"], "atoms.info['charge']")
     mults = {} if mult is None else {"mult= of the calculator": mult}
-    for key in ("mult", "spin"):
+    for key in ("mult", "multiplicity", "spin"):
         if info.get(key) is not None:
             mults[f"atoms.info[{key!r}]"] = whole_multiplicity(info[key], f"atoms.info[{key!r}]")
     return _agreed(charges) or 0, _agreed(mults)

@@ -138,7 +138,11 @@ def _choose(files: Sequence[Path], fidelity: int | str | None, asked: Path) -> l
         raise InputError(f"{asked} has several fidelities: {there}; choose one with fidelity=")
     if fitting:
         raise InputError(f"{asked}: several files are fidelity {fidelity!r}, give one of them as model: {there}")
-    raise InputError(f"{asked} has no fidelity {fidelity!r}; there is {there}")
+    more = ""
+    if len(candidates) == 1:
+        others = [describe(info) for info in siblings(candidates[0].path) if _is_called(info, fidelity)]
+        more = f"; {others[0]} is a file beside it: give the folder instead" if others else ""
+    raise InputError(f"{asked} has no fidelity {fidelity!r}; there is {there}{more}")
 
 
 def _stem(path: Path) -> str:

@@ -203,7 +203,7 @@ def _joint_metadata(loaded: Sequence[LoadedPotential]) -> PotentialMetadata:
         differing = [what for what, same in _agreement(first.metadata, other.metadata).items() if not same]
         if differing:
             raise InputError(
-                f"{first.path.name} and {other.path.name} differ in their {differing[0]}; the members of an ensemble "
+                f"{first.path} and {other.path} differ in their {differing[0]}; the members of an ensemble "
                 "must predict the same quantity"
             )
     known = set.intersection(*(set(member.metadata.fidelity.elements) for member in loaded))

@@ -10,7 +10,7 @@ from ase.calculators.calculator import CalculationFailed
 from numpy.typing import NDArray
 
 from aimnet2mult.calculators.inputs import System
-from aimnet2mult.errors import InputError
+from aimnet2mult.errors import ConfigError, InputError
 from aimnet2mult.models.hessian import hessian_by_differences
 from aimnet2mult.physics.functionals import resolve_d3
 from aimnet2mult.physics.functionals_d4 import resolve_d4
@@ -44,9 +44,7 @@ class RuntimeDispersion:
     Raises
     ------
     InputError
-        The method is unknown, or there is no functional.
-    ConfigError
-        The functional is unknown.
+        The method or the functional is unknown, or there is no functional.
     """
 
     def __init__(self, method: str, functional: str | None) -> None:
@@ -55,7 +53,10 @@ class RuntimeDispersion:
         if not isinstance(functional, str):
             raise InputError(f"dispersion={method!r} needs the functional of the reference data, functional='pbe0' say")
         self.method = method
-        resolved = resolve_d3(functional) if method == "d3bj" else resolve_d4(functional)
+        try:
+            resolved = resolve_d3(functional) if method == "d3bj" else resolve_d4(functional)
+        except ConfigError as error:
+            raise InputError(str(error)) from None
         for sentence in resolved.warnings:
             warnings.warn(sentence, stacklevel=3)
         self._parameters = resolved.parameters._asdict()

@@ -178,7 +178,8 @@ def build_parser() -> argparse.ArgumentParser:
         if name != "method":
             kind = str if name in ("functional", "charges") else float
             flag = f"--dispersion-{name.replace('_', '-')}"
-            parser.add_argument(flag, dest=name, type=kind, help=field.description)
+            choices = ("eeq", "network") if name == "charges" else None
+            parser.add_argument(flag, dest=name, type=kind, choices=choices, help=field.description)
     return parser
 
 
