@@ -22,6 +22,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "fidelity_embedding": "separate",
     },
     "heads with differences": {"fidelity_readouts": "difference"},
+    "charge and spin": {"equilibration": "charge_spin"},
     "no Coulomb, charges of the backbone": {
         "outputs": {
             "lrcoulomb": None,
@@ -40,6 +41,19 @@ FORMS: dict[str, dict[str, Any]] = {
 def test_physics(form: str) -> None:
     changes = FORMS[form]
     suites.check_everything(suites.network(**changes), spin=changes.get("num_charge_channels") != 1)
+
+
+def test_singlets_have_no_spin_on_any_atom_where_charge_and_spin_are_equilibrated() -> None:
+    molecules = suites.structures()
+    batch = suites.collate(molecules)
+    found = suites.network(equilibration="charge_spin")(batch).spin_charges.detach()
+    singlets = batch.mult == 1
+    assert singlets.any()
+    assert (found[singlets] == 0.0).all()
+    several = torch.tensor([len(atoms) > 1 for atoms in molecules])
+    assert (found[~singlets & several].abs().amax(1) > 0.1).all()
+    published = suites.network()(batch).spin_charges.detach()
+    assert (published[singlets] != 0.0).any(), "both forms are the same"
 
 
 def test_suite_notices_faults() -> None:

@@ -9,7 +9,7 @@ import suites
 import torch
 
 from aimnet2mult.physics.coulomb import simple_coulomb
-from aimnet2mult.physics.equilibration import channel_totals, equilibrate
+from aimnet2mult.physics.equilibration import channel_totals, equilibrate, equilibrate_spin
 from aimnet2mult.physics.geometry import all_pairs, atom_index, pack, sum_molecules, unpack
 from aimnet2mult.physics.radial import (
     cosine_cutoff,
@@ -139,6 +139,28 @@ def test_equilibration_against_a_loop() -> None:
             for i in atoms:
                 expected = raw[i, c].item() + weight[i] / sum(weight.values()) * missing
                 assert found[i, c].item() == pytest.approx(expected, abs=EXACT)
+    suites.assert_close(sum_molecules(found, index), total, EXACT)
+
+
+def test_equilibration_of_charge_and_spin_against_a_loop() -> None:
+    generator = torch.Generator().manual_seed(2)
+    index = atom_index(torch.tensor([[1, 1, 0, 0], [8, 1, 1, 0], [6, 0, 0, 0], [6, 1, 1, 1]]))
+    raw = torch.randn(10, 2, generator=generator, dtype=torch.float64)
+    response = torch.randn(10, 2, generator=generator, dtype=torch.float64)
+    charge, mult = [0.0, 1.0, -1.0, 0.0], [1.0, 2.0, 3.0, 1.0]
+    total = channel_totals(torch.tensor(charge).double(), torch.tensor(mult).double(), 2)
+    found = equilibrate_spin(raw, response, total, index)
+    for molecule in range(4):
+        atoms = [i for i in range(10) if index.molecule[i] == molecule]
+        for sign, c, wanted in ((1.0, 0, charge[molecule]), (-1.0, 1, mult[molecule] - 1.0)):
+            start = {i: raw[i, 0].item() + sign * raw[i, 1].item() for i in atoms}
+            if c == 1 and mult[molecule] == 1.0:
+                start = dict.fromkeys(atoms, 0.0)
+            weight = {i: response[i, c].item() ** 2 + 1e-6 for i in atoms}
+            missing = wanted - sum(start.values())
+            for i in atoms:
+                expected = start[i] + weight[i] / sum(weight.values()) * missing
+                assert found[i, 0].item() + sign * found[i, 1].item() == pytest.approx(expected, abs=EXACT)
     suites.assert_close(sum_molecules(found, index), total, EXACT)
 
 

@@ -164,6 +164,11 @@ class NetworkSettings(Settings):
         description="true: charges sum to the molecular charge exactly; false: to about 1e-6 e, by the formula of the "
         "published AIMNet2 models",
     )
+    equilibration: Literal["alpha_beta", "charge_spin"] = Field(
+        "alpha_beta",
+        description="alpha_beta: each channel has weights of its own, as in AIMNet2-NSE; charge_spin: charge and spin "
+        "have, and molecules of multiplicity 1 have no spin on any atom",
+    )
     outputs: Outputs
 
     @model_validator(mode="after")

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from aimnet2mult.configs.model import NetworkSettings
 from aimnet2mult.models.convolution import Convolution, EnvironmentBasis
 from aimnet2mult.models.embedding import FidelityEmbedding
+from aimnet2mult.models.equilibration import Equilibration
 from aimnet2mult.models.perceptron import perceptron
-from aimnet2mult.physics.equilibration import channel_totals, equilibrate
+from aimnet2mult.physics.equilibration import channel_totals
 from aimnet2mult.types import AtomIndex, AtomState, Molecules, Pairs
 
 
@@ -27,7 +28,7 @@ class Backbone(nn.Module):
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.n_channels: int = settings.num_charge_channels
-        self.exact_charges: bool = settings.exact_charges
+        self.equilibration = Equilibration(settings, settings.exact_charges)
         n_shifts = settings.aev.nshifts_s
         width = settings.nfeature * (n_shifts if settings.d2features else 1)
         self.embedding = FidelityEmbedding(
@@ -78,5 +79,5 @@ class Backbone(nn.Module):
         self, update: Tensor, features: Tensor, charges: Tensor, totals: Tensor, index: AtomIndex
     ) -> tuple[Tensor, Tensor]:
         c = self.n_channels
-        charges = equilibrate(charges + update[:, :c], update[:, c : 2 * c], totals, index, self.exact_charges)
+        charges = self.equilibration(charges + update[:, :c], update[:, c : 2 * c], totals, index)
         return features + update[:, 2 * c :], charges

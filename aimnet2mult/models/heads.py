@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from aimnet2mult.configs.model import ChargesSettings, EnergyMLPSettings
+from aimnet2mult.configs.model import EnergyMLPSettings, NetworkSettings
 from aimnet2mult.models.embedding import MAX_ATOMIC_NUMBER
+from aimnet2mult.models.equilibration import Equilibration
 from aimnet2mult.models.perceptron import FidelityPerceptron
-from aimnet2mult.physics.equilibration import channel_totals, equilibrate
+from aimnet2mult.physics.equilibration import channel_totals
 from aimnet2mult.physics.geometry import sum_molecules, unpack
 from aimnet2mult.types import AtomIndex, AtomState, Molecules
 
@@ -55,15 +56,16 @@ class Charges(nn.Module):
     corrected ones are equilibrated again.
     """
 
-    def __init__(
-        self, n_readouts: int, n_features: int, n_channels: int, difference: bool, settings: ChargesSettings
-    ) -> None:
+    def __init__(self, n_readouts: int, settings: NetworkSettings) -> None:
         super().__init__()
-        self.n_channels = n_channels
+        self.n_channels: int = settings.num_charge_channels
+        self.equilibration = Equilibration(settings, exact=True)
         self.readouts = nn.ModuleList()
-        if settings.source == "readout":
-            mlp = FidelityPerceptron(n_readouts, n_features, settings.hidden, 2 * n_channels, difference)
-            self.readouts.append(mlp)
+        head = settings.outputs.charges.kwargs
+        if head.source == "readout":
+            difference = settings.fidelity_readouts == "difference"
+            sizes = (settings.aim_size, head.hidden, 2 * self.n_channels)
+            self.readouts.append(FidelityPerceptron(n_readouts, *sizes, difference))
 
     def forward(self, state: AtomState, molecules: Molecules, index: AtomIndex, readout: Tensor) -> Tensor:
         """(n, C) float64 e."""
@@ -71,7 +73,8 @@ class Charges(nn.Module):
         for mlp in self.readouts:
             update = mlp(state.features, readout)
             total = channel_totals(molecules.charge, molecules.mult, self.n_channels)
-            charges = equilibrate(charges + update[:, : self.n_channels], update[:, self.n_channels :], total, index)
+            raw = charges + update[:, : self.n_channels]
+            charges = self.equilibration(raw, update[:, self.n_channels :], total, index)
         return charges
 
 

@@ -34,7 +34,7 @@ class MultiFidelityNetwork(nn.Module):
         difference = settings.fidelity_readouts == "difference"
         self.backbone = Backbone(settings)
         self.energy_mlp = EnergyMLP(*sizes, difference, outputs.energy_mlp.kwargs)
-        self.charges = Charges(*sizes, settings.num_charge_channels, difference, outputs.charges.kwargs)
+        self.charges = Charges(n_readouts, settings)
         self.spin_charges = SpinCharges(outputs.spin_charges is not None)
         self.atomic_sum = AtomicSum()
         # optional heads stand in lists: TorchScript unrolls a list of none or one without a branch

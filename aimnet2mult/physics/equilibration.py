@@ -73,3 +73,23 @@ def equilibrate(
     else:
         per_weight = missing / (sum_molecules(weight, index) + minimum_weight)
     return charges + weight * per_weight.index_select(0, index.molecule)
+
+
+def equilibrate_spin(raw: Tensor, response: Tensor, total: Tensor, index: AtomIndex, exact: bool = True) -> Tensor:
+    """Distribute the missing charge and the missing spin of each molecule, instead of those of alpha and beta.
+
+    With q = alpha + beta and s = alpha - beta both follow `equilibrate`, with weights of their own, and s~ = 0 in
+    molecules of multiplicity 1, so that none of their atoms has spin. Two channels that know nothing of each other
+    leave singlets with opposite spins of up to 0.1 e.
+
+    Parameters and result are those of `equilibrate`, for two channels; the weights are those of q and s.
+    """
+    alpha, beta = raw.to(torch.float64).unbind(1)
+    total_alpha, total_beta = total.to(torch.float64).unbind(1)
+    total_spin = total_alpha - total_beta
+    # multiplicities are whole numbers: half of one unpaired electron tells singlets from all others
+    open_shell = (total_spin.abs() > 0.5).index_select(0, index.molecule)
+    spin = torch.where(open_shell, alpha - beta, torch.zeros_like(alpha))
+    totals = torch.stack([total_alpha + total_beta, total_spin], dim=-1)
+    q, s = equilibrate(torch.stack([alpha + beta, spin], dim=-1), response, totals, index, exact).unbind(1)
+    return torch.stack([0.5 * (q + s), 0.5 * (q - s)], dim=-1)
