@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ase.calculators.calculator import CalculationFailed
+from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
 
 from aimnet2mult.calculators.inputs import System
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from aimnet2mult.calculators.evaluation import Evaluation
 
 METHODS = ("d3bj", "d4")
-_VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))
 
 
 class Dispersion(NamedTuple):
@@ -86,7 +86,7 @@ class RuntimeDispersion:
         if gradient:
             forces = -found["gradient"] * (EV_PER_HARTREE / ANGSTROM_PER_BOHR)
             if system.n_periodic:
-                stress = found["virial"][_VOIGT] * (EV_PER_HARTREE / system.volume)
+                stress = full_3x3_to_voigt_6_stress(found["virial"]) * (EV_PER_HARTREE / system.volume)
         return Dispersion(float(found["energy"]) * EV_PER_HARTREE, forces, stress)
 
     def hessian(self, system: System) -> NDArray[np.float64]:

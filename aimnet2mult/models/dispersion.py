@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from aimnet2mult.errors import ConfigError
+from aimnet2mult.models.elements import check_elements_known, choose_elements
 from aimnet2mult.models.fixed_point import from_fixed_point, to_fixed_point
 from aimnet2mult.physics import functionals
 from aimnet2mult.physics.d3 import D3Cutoffs, D3Data
@@ -20,7 +20,6 @@ from aimnet2mult.types import Molecules, NeighborLists
 from aimnet2mult.units import ANGSTROM_PER_BOHR
 
 _TABLES: Final = Path(functionals.__file__).parent / "data" / "d3.npz"
-_MAX_NUMBER: Final = len(chemical_symbols) - 1
 DEFAULT_CUTOFFS: Final = D3Cutoffs()
 MAX_PLAIN: Final = 64 * 63 // 2
 BLOCK: Final = 32_768
@@ -44,18 +43,9 @@ def load_d3_data(elements: Sequence[int]) -> D3Data:
     ConfigError
         There is no element, or one has no D3 data.
     """
-    chosen = np.unique(np.asarray(elements, dtype=np.int64))
     with np.load(_TABLES, allow_pickle=False) as tables:
         known = len(tables["r4r2"])
-        beyond = chosen[(chosen < 1) | (chosen > known)]
-        if len(chosen) == 0 or len(beyond) > 0:
-            names = [chemical_symbols[z] if 0 < z <= _MAX_NUMBER else f"Z={z}" for z in beyond]
-            raise ConfigError(
-                f"D3 dispersion has no data for {', '.join(names) or 'a model without elements'}, only for H to "
-                f"{chemical_symbols[known]}; use no dispersion for this model"
-            )
-        place = np.full(_MAX_NUMBER + 1, -1, dtype=np.int64)
-        place[chosen] = np.arange(len(chosen))
+        chosen, place = choose_elements(elements, known, "D3")
         reference_element = tables["reference_element"]
         kept = np.flatnonzero(np.isin(reference_element, chosen))
         vdw = _square(tables["vdw_radius"], known)
@@ -168,14 +158,7 @@ class D3BJ(nn.Module):
         numbers = molecules.numbers.to(torch.int64)
         if not self.active:
             return torch.zeros(numbers.shape[0], dtype=torch.float64, device=numbers.device)
-        in_table = numbers.clamp(0, self.species.shape[0] - 1)
-        unknown = (numbers != in_table) | ((self.species[in_table] < 0) & (numbers != 0))
-        if bool(unknown.any()):
-            raise ValueError(
-                "dispersion: element with Z = "
-                + str(int(numbers[unknown][0]))
-                + " is not among those of this potential"
-            )
+        check_elements_known(numbers, self.species)
         data = D3Data(
             self.species,
             from_fixed_point(self.covalent_radius),

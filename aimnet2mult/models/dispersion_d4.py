@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from aimnet2mult.errors import ConfigError
+from aimnet2mult.models.elements import check_elements_known, choose_elements
 from aimnet2mult.models.fixed_point import from_fixed_point, to_fixed_point
 from aimnet2mult.physics import functionals_d4
 from aimnet2mult.physics.d4 import D4Cutoffs, D4Data, largest_contact
@@ -26,7 +26,6 @@ MAX_PLAIN: Final = 50_000
 MAX_MATRIX: Final = 4_000_000
 
 _TABLES: Final = Path(functionals_d4.__file__).parent / "data" / "d4.npz"
-_MAX_NUMBER: Final = len(chemical_symbols) - 1
 
 
 def load_d4_data(elements: Sequence[int]) -> tuple[D4Data, EEQData]:
@@ -47,19 +46,10 @@ def load_d4_data(elements: Sequence[int]) -> tuple[D4Data, EEQData]:
     ConfigError
         There is no element, or one has no D4 data.
     """
-    chosen = np.unique(np.asarray(elements, dtype=np.int64))
     with np.load(_TABLES, allow_pickle=False) as tables:
         known = len(tables["r4r2"])
-        beyond = chosen[(chosen < 1) | (chosen > known)]
-        if len(chosen) == 0 or len(beyond) > 0:
-            names = [chemical_symbols[z] if 0 < z <= _MAX_NUMBER else f"Z={z}" for z in beyond]
-            raise ConfigError(
-                f"D4 dispersion has no data for {', '.join(names) or 'a model without elements'}, only for H to "
-                f"{chemical_symbols[known]}; use no dispersion for this model"
-            )
+        chosen, place = choose_elements(elements, known, "D4")
         of_element = {name: torch.from_numpy(tables[name][chosen - 1]) for name in tables if len(tables[name]) == known}
-        place = np.full(_MAX_NUMBER + 1, -1, dtype=np.int64)
-        place[chosen] = np.arange(len(chosen))
         kept = np.flatnonzero(np.isin(tables["reference_element"], chosen))
         # Casimir-Polder integral of every pair of reference systems ([1] of `aimnet2mult.physics.d4`, eq. 5)
         alpha = tables["reference_alpha"][kept]
@@ -197,14 +187,7 @@ class D4(nn.Module):
         numbers = molecules.numbers.to(torch.int64)
         if not self.active:
             return torch.zeros(numbers.shape[0], dtype=torch.float64, device=numbers.device)
-        in_table = numbers.clamp(0, self.species.shape[0] - 1)
-        unknown = (numbers != in_table) | ((self.species[in_table] < 0) & (numbers != 0))
-        if bool(unknown.any()):
-            raise ValueError(
-                "dispersion: element with Z = "
-                + str(int(numbers[unknown][0]))
-                + " is not among those of this potential"
-            )
+        check_elements_known(numbers, self.species)
         coord = molecules.coord.to(torch.float64)
         batch = Molecules(coord, numbers, molecules.charge, molecules.mult, molecules.fidelity)
         max_matrix = max(self.max_matrix, self.max_plain)
