@@ -13,10 +13,19 @@ from ase import Atoms
 from dftd3.interface import DispersionModel, RationalDampingParam
 from torch import Tensor
 
-from aimnet2mult.models.dispersion import D3BJ
+from aimnet2mult.models.dispersion import D3BJ, DEFAULT_CUTOFFS
+from aimnet2mult.models.dispersion_cutoffs import package_cutoffs
+from aimnet2mult.physics.d3 import D3Cutoffs
 from aimnet2mult.physics.damping import DampingParameters
 from aimnet2mult.types import Molecules, NeighborLists
 from aimnet2mult.units import ANGSTROM_PER_BOHR, BOHR_PER_ANGSTROM, EV_PER_HARTREE
+
+# the dftd3 package knows no smooth end of coordination numbers: compare where they end sharply
+SMOOTH = DEFAULT_CUTOFFS._replace(cn=40.0, width_cn=0.0)
+SHARP = SMOOTH._replace(width2=0.0, width3=0.0)
+CUTOFFS = pytest.mark.parametrize("cutoffs", [SMOOTH, SHARP], ids=["smooth", "sharp"])
+# short ones that switch over a long range, as in which most pairs and triangles of a small system stand
+ZONES = D3Cutoffs(disp2=20.0, disp3=14.0, width2=9.0, width3=6.0, cn=16.0, width_cn=8.0)
 
 # pairs that are left to automatic differentiation: all, or none
 PATHS = pytest.mark.parametrize("max_plain", [10**9, 0], ids=["plain", "blocks"])
@@ -103,19 +112,25 @@ def results(module: torch.nn.Module, coord: Tensor, numbers: Tensor, lists: Neig
     )
 
 
-def reference(atoms: Atoms, parameters: DampingParameters) -> Result:
+def reference(atoms: Atoms, parameters: DampingParameters, cutoffs: D3Cutoffs = DEFAULT_CUTOFFS) -> Result:
     """The same from the dftd3 package."""
     cell = {}
     if atoms.pbc.any():
         cell = {"lattice": atoms.cell.array * BOHR_PER_ANGSTROM, "periodic": atoms.pbc}
     model = DispersionModel(atoms.numbers, atoms.positions * BOHR_PER_ANGSTROM, **cell)
+    model.set_realspace_cutoff(**package_cutoffs(cutoffs))
     result = model.get_dispersion(RationalDampingParam(**parameters._asdict(), alp=14.0), grad=True)
     return Result(np.array([result["energy"]]), result["gradient"][None], result["virial"][None])
 
 
-def module_for(systems: Sequence[Atoms], parameters: DampingParameters, max_plain: int | None = None) -> D3BJ:
+def module_for(
+    systems: Sequence[Atoms],
+    parameters: DampingParameters,
+    max_plain: int | None = None,
+    cutoffs: D3Cutoffs = DEFAULT_CUTOFFS,
+) -> D3BJ:
     """D3 for the elements of some systems; with small blocks where `max_plain` is given."""
-    module = D3BJ(sorted({int(z) for atoms in systems for z in atoms.numbers}), parameters)
+    module = D3BJ(sorted({int(z) for atoms in systems for z in atoms.numbers}), parameters, cutoffs)
     if max_plain is not None:
         module.max_plain = max_plain
         module.block = 700

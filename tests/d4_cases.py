@@ -18,6 +18,7 @@ from ase.collections import g2
 from dftd4.interface import DampingParam, DispersionModel
 from torch import Tensor, nn
 
+from aimnet2mult.models.dispersion_cutoffs import package_cutoffs
 from aimnet2mult.models.dispersion_d4 import D4, DEFAULT_CUTOFFS
 from aimnet2mult.physics.d4 import D4Cutoffs
 from aimnet2mult.physics.damping import DampingParameters
@@ -28,6 +29,8 @@ from aimnet2mult.units import ANGSTROM_PER_BOHR, BOHR_PER_ANGSTROM, EV_PER_HARTR
 PBE0 = resolve_d4("pbe0").parameters
 # cutoffs with which the dftd4 package is quick enough for crystals of many atoms
 SHORT = D4Cutoffs(disp2=30.0, disp3=16.0, width2=0.0, width3=0.0)
+SHARP = DEFAULT_CUTOFFS._replace(width2=0.0, width3=0.0)
+CUTOFFS = pytest.mark.parametrize("cutoffs", [DEFAULT_CUTOFFS, SHARP], ids=["smooth", "sharp"])
 # what is left to automatic differentiation: everything, or nothing
 PATHS = pytest.mark.parametrize("plain", [True, False], ids=["plain", "chunked"])
 
@@ -119,7 +122,7 @@ def package_model(atoms: Atoms, cutoffs: D4Cutoffs = DEFAULT_CUTOFFS) -> Dispers
     if atoms.pbc.any():
         cell = {"lattice": atoms.cell.array * BOHR_PER_ANGSTROM, "periodic": atoms.pbc}
     model = DispersionModel(atoms.numbers, atoms.positions * BOHR_PER_ANGSTROM, charge_of(atoms), **cell)
-    model.set_realspace_cutoff(cutoffs.disp2, cutoffs.disp3, 30.0, cutoffs.width2, cutoffs.width3)
+    model.set_realspace_cutoff(**package_cutoffs(cutoffs))
     return model
 
 

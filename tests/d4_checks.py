@@ -5,8 +5,9 @@ from __future__ import annotations
 import d4_cases
 import numpy as np
 from ase import Atoms
-from d4_cases import PBE0, d4, reference, results
+from d4_cases import DEFAULT_CUTOFFS, PBE0, d4, reference, results
 
+from aimnet2mult.physics.d4 import D4Cutoffs
 from aimnet2mult.physics.damping import DampingParameters
 from aimnet2mult.physics.functionals_d4 import resolve_d4
 
@@ -28,11 +29,16 @@ ALL_PARAMETERS = {
 }
 
 
-def check_molecules(systems: list[Atoms], parameters: DampingParameters = PBE0, **options: object) -> None:
+def check_molecules(
+    systems: list[Atoms],
+    parameters: DampingParameters = PBE0,
+    cutoffs: D4Cutoffs = DEFAULT_CUTOFFS,
+    plain: bool | None = None,
+) -> None:
     """Evaluate all molecules as one padded batch and compare each with the dftd4 package."""
-    found = results(d4(systems, parameters, **options), systems)
+    found = results(d4(systems, parameters, plain, cutoffs=cutoffs), systems)
     for row, atoms in enumerate(systems):
-        right, _ = reference(atoms, parameters)
+        right, _ = reference(atoms, parameters, cutoffs)
         n = len(atoms)
         assert abs(found.energy[row] - right.energy[0]) < ENERGY_LIMIT, atoms.symbols
         assert np.abs(found.gradient[row, :n] - right.gradient[0]).max() < GRADIENT_LIMIT, atoms.symbols

@@ -14,6 +14,8 @@ from aimnet2mult.configs.dispersion import DispersionSettings
 from aimnet2mult.configs.metadata import FidelityInfo
 from aimnet2mult.datasets.sae_file import write_sae
 from aimnet2mult.errors import ConfigError
+from aimnet2mult.models.dispersion import DEFAULT_CUTOFFS as D3_CUTOFFS
+from aimnet2mult.models.dispersion_d4 import DEFAULT_CUTOFFS as D4_CUTOFFS
 from aimnet2mult.models.files import read_metadata, save_weights
 from aimnet2mult.training.compile import compile_potential, main
 from aimnet2mult.training.dispersion import dispersion_term, library_energy
@@ -40,8 +42,11 @@ def compiled(weights: Path, *flags: str) -> Path:
 
 
 def energy(path: Path, name: str) -> float:
-    atoms = molecule(name)
-    data = {"coord": torch.tensor(atoms.positions)[None], "numbers": torch.tensor(atoms.numbers)[None]}
+    return _energy(path, molecule(name).numbers, molecule(name).positions)
+
+
+def _energy(path: Path, numbers: np.ndarray, coord: np.ndarray) -> float:
+    data = {"coord": torch.tensor(coord)[None], "numbers": torch.tensor(numbers)[None]}
     return float(torch.jit.load(path)(data | {"charge": torch.zeros(1)})["energy"].detach())
 
 
@@ -53,6 +58,8 @@ def test_compiled_files_differ_by_the_energy_of_the_package(weights: Path, metho
     info = read_metadata(with_it).dispersion
     assert info is not None
     assert (info.method, info.charges) == (method, "eeq" if method == "d4" else None)
+    assert info.cutoffs is not None
+    assert info.cutoffs.model_dump(exclude_none=True) == (D3_CUTOFFS if method == "d3bj" else D4_CUTOFFS)._asdict()
     for name in ("C6H6", "CH3CONH2"):
         atoms = molecule(name)
         expected = library_energy(info, atoms.numbers, atoms.positions)
@@ -95,8 +102,29 @@ def test_shorter_reach_of_the_three_body_term(weights: Path) -> None:
     info = read_metadata(short).dispersion
     assert info is not None
     assert info.triple_cutoff == 10.0
+    assert info.cutoffs is not None
+    assert info.cutoffs.disp3 == pytest.approx(10.0 * BOHR_PER_ANGSTROM)
+    assert info.cutoffs.width3 == pytest.approx(0.1 * info.cutoffs.disp3)
     # benzene is smaller than the part of the reach that is not switched off
     assert abs(energy(short, "C6H6") - energy(compiled(weights, *flags), "C6H6")) < 1e-10
+
+
+@pytest.mark.parametrize("flags", [["d3bj", "--dispersion-s9", "1"], ["d4"], ["d4", "--dispersion-triple-cutoff", "8"]])
+def test_the_package_is_told_the_recorded_cutoffs(weights: Path, flags: list[str]) -> None:
+    """A chain of water molecules, 36 Å long, has pairs and triangles that end."""
+    path = compiled(weights, "--dispersion", *flags, "--dispersion-functional", "pbe0")
+    info = read_metadata(path).dispersion
+    assert info is not None
+    chain = [molecule("H2O") for _ in range(13)]
+    for place, one in enumerate(chain):
+        one.translate((3.0 * place, 0, 0))
+    numbers = np.concatenate([one.numbers for one in chain])
+    coord = np.concatenate([one.positions for one in chain])
+    expected = library_energy(info, numbers, coord)
+    # 5e-9 eV come from the coordination numbers of D3, which the package ends sharply
+    assert abs(_energy(path, numbers, coord) - _energy(compiled(weights), numbers, coord) - expected) < 1e-8
+    # as older files have it: the sharp cutoffs of the package
+    assert abs(library_energy(info.model_copy(update={"cutoffs": None}), numbers, coord) - expected) > 1e-7
 
 
 @pytest.mark.parametrize(

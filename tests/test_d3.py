@@ -10,11 +10,12 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.collections import g2
-from d3_cases import PATHS, evaluate, module_for, padded, reference, results
+from d3_cases import CUTOFFS, PATHS, SHARP, ZONES, evaluate, module_for, padded, reference, results
 
 from aimnet2mult.errors import ConfigError
 from aimnet2mult.models.dispersion import BLOCK, D3BJ, DEFAULT_CUTOFFS, load_d3_data
 from aimnet2mult.models.fixed_point import from_fixed_point
+from aimnet2mult.physics.d3 import D3Cutoffs
 from aimnet2mult.physics.d3_energy import D3Settings, d3_energy
 from aimnet2mult.physics.damping import DampingParameters
 from aimnet2mult.physics.functionals import BUILTIN_D3, resolve_d3
@@ -37,11 +38,14 @@ def energy_and_gradient(module: torch.nn.Module, coord: torch.Tensor, numbers: t
     return energy.detach().numpy() / EV_PER_HARTREE, gradient.numpy() / EV_PER_HARTREE * ANGSTROM_PER_BOHR
 
 
-def check_against_package(molecules: list[Atoms], parameters: DampingParameters, max_plain: int) -> None:
+def check_against_package(
+    molecules: list[Atoms], parameters: DampingParameters, max_plain: int, cutoffs: D3Cutoffs = DEFAULT_CUTOFFS
+) -> None:
     """Evaluate all molecules as one padded batch and compare each with the dftd3 package."""
-    energies, gradients = energy_and_gradient(module_for(molecules, parameters, max_plain), *padded(molecules))
+    module = module_for(molecules, parameters, max_plain, cutoffs)
+    energies, gradients = energy_and_gradient(module, *padded(molecules))
     for atoms, energy, gradient in zip(molecules, energies, gradients, strict=True):
-        right = reference(atoms, parameters)
+        right = reference(atoms, parameters, cutoffs)
         formula = atoms.get_chemical_formula()
         assert abs(energy - right.energy[0]) < ENERGY_LIMIT, formula
         assert np.abs(gradient[: len(atoms)] - right.gradient[0]).max() < GRADIENT_LIMIT, formula
@@ -121,9 +125,18 @@ def test_clusters_and_heavy_elements_agree_with_the_dftd3_package(name: str, max
 
 
 @PATHS
+@CUTOFFS
 @pytest.mark.parametrize("name", ["wb97m", "pbe0 with s9"])
-def test_the_cutoffs_are_those_of_the_dftd3_package(name: str, max_plain: int) -> None:
-    check_against_package(far_fragments(), ALL_PARAMETERS[name], max_plain)
+def test_the_cutoffs_are_those_of_the_dftd3_package(name: str, cutoffs: D3Cutoffs, max_plain: int) -> None:
+    check_against_package(far_fragments(), ALL_PARAMETERS[name], max_plain, cutoffs)
+
+
+@PATHS
+@pytest.mark.parametrize("name", ["wb97m", "pbe0 with s9"])
+def test_smooth_ends_are_those_of_the_dftd3_package(name: str, max_plain: int) -> None:
+    clusters = [packed_cluster("H C N O F", 45, 2.5, 1), packed_cluster("C O S Cl Br I", 66, 3.0, 2)]
+    cutoffs = ZONES._replace(width_cn=0.0)  # which the package does not know
+    check_against_package(clusters, ALL_PARAMETERS[name], max_plain, cutoffs)
 
 
 @PATHS
@@ -266,7 +279,7 @@ def test_three_body_term_counts_each_triangle_once() -> None:
     settings = D3Settings(only_triples, DEFAULT_CUTOFFS, 100, BLOCK)
     energy = d3_energy(coord, numbers, None, data, settings).item() / EV_PER_HARTREE
     expected = data.reference_c6[0, 0].item() ** 1.5 * (1 + 3 / 8) / (side * BOHR_PER_ANGSTROM) ** 9
-    assert side * BOHR_PER_ANGSTROM < DEFAULT_CUTOFFS.triple
+    assert side * BOHR_PER_ANGSTROM < DEFAULT_CUTOFFS.disp3 - DEFAULT_CUTOFFS.width3
     assert energy == pytest.approx(expected, rel=1e-4)
 
 
@@ -348,26 +361,17 @@ def test_an_inactive_term_contributes_zeros() -> None:
 def test_cutoffs_can_be_chosen() -> None:
     pair = Atoms("Ar2", [(0, 0, 0), (5.0, 0, 0)])
     long, short = (
-        evaluate(D3BJ([18], TWO_BODY["pbe0"], DEFAULT_CUTOFFS._replace(pair=cutoff)), *padded([pair])).item()
+        evaluate(D3BJ([18], TWO_BODY["pbe0"], SHARP._replace(disp2=cutoff)), *padded([pair])).item()
         for cutoff in (5.0 * BOHR_PER_ANGSTROM + 0.01, 5.0 * BOHR_PER_ANGSTROM - 0.01)
     )
     assert long < 0.0
     assert short == 0.0
     assert D3BJ([18], TWO_BODY["pbe0"]).pair_cutoff == pytest.approx(60.0 * ANGSTROM_PER_BOHR, abs=1e-12)
-    with pytest.raises(ConfigError, match="cn=0"):
-        D3BJ([18], TWO_BODY["pbe0"], DEFAULT_CUTOFFS._replace(cn=0.0))
-
-
-@PATHS
-@pytest.mark.parametrize("pair", ["H2", "OC", "Ar2", "I2", "CsAr"])
-def test_energy_and_force_of_a_dimer_hardly_jump_at_the_cutoffs(pair: str, max_plain: int) -> None:
-    """Sharp cutoffs at 40 and 60 Bohr, as in the dftd3 package: the largest jumps are 2e-6 eV and 4e-7 eV/Å here."""
-    step = 1e-6  # Å
-    edges = [DEFAULT_CUTOFFS.cn * ANGSTROM_PER_BOHR, DEFAULT_CUTOFFS.pair * ANGSTROM_PER_BOHR]
-    dimers = [Atoms(pair, [(0, 0, 0), (edge + side * step, 0, 0)]) for edge in edges for side in (-1, 1)]
-    energy, gradient = energy_and_gradient(module_for(dimers, TWO_BODY["pbe0"], max_plain), *padded(dimers))
-    jumps = np.abs(np.diff(energy.reshape(2, 2))) * EV_PER_HARTREE
-    pulls = np.abs(np.diff(gradient[:, 1, 0].reshape(2, 2))) * EV_PER_HARTREE / ANGSTROM_PER_BOHR
-    assert jumps.max() < 2.5e-6
-    assert pulls.max() < 1e-6
-    assert jumps[1] > 0.0  # there is an edge
+    for changes, sentence in (
+        ({"cn": 0.0}, "D3 cutoff cn=0 must be positive and width_cn=2 between 0 and it"),
+        ({"disp2": math.nan}, "D3 cutoff disp2=nan must"),
+        ({"width2": 61.0}, "width2=61 between"),
+        ({"width3": -1.0}, "width3=-1 between"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            D3BJ([18], TWO_BODY["pbe0"], DEFAULT_CUTOFFS._replace(**changes))

@@ -9,9 +9,22 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc100, graphene, make_supercell, molecule
-from d3_cases import PATHS, Result, brute_force_pairs, evaluate, module_for, padded, pair_lists, reference, results
+from d3_cases import (
+    CUTOFFS,
+    PATHS,
+    SHARP,
+    ZONES,
+    Result,
+    brute_force_pairs,
+    evaluate,
+    module_for,
+    padded,
+    pair_lists,
+    reference,
+    results,
+)
 
-from aimnet2mult.models.dispersion import D3BJ, DEFAULT_CUTOFFS
+from aimnet2mult.models.dispersion import D3BJ
 from aimnet2mult.physics.d3 import D3Cutoffs
 from aimnet2mult.physics.damping import DampingParameters
 from aimnet2mult.physics.functionals import resolve_d3
@@ -85,12 +98,16 @@ def assert_equal(found: Result, expected: Result, limit: float = LIMIT) -> None:
 
 
 @PATHS
+@CUTOFFS
 @PARAMETERS
 @pytest.mark.parametrize("name", CELLS)
-def test_crystals_agree_with_the_dftd3_package(name: str, parameters: DampingParameters, max_plain: int) -> None:
+def test_crystals_agree_with_the_dftd3_package(
+    name: str, parameters: DampingParameters, cutoffs: D3Cutoffs, max_plain: int
+) -> None:
     atoms = CELLS[name]()
-    assert not np.allclose(reference(atoms, parameters).virial, 0.0) or "beyond all cutoffs" in name
-    assert_equal(in_lists(atoms, module_for([atoms], parameters, max_plain), shuffle=1), reference(atoms, parameters))
+    expected = reference(atoms, parameters, cutoffs)
+    assert not np.allclose(expected.virial, 0.0) or "beyond all cutoffs" in name
+    assert_equal(in_lists(atoms, module_for([atoms], parameters, max_plain, cutoffs), shuffle=1), expected)
 
 
 @PATHS
@@ -185,22 +202,13 @@ def test_saved_script_equals_eager(parameters: DampingParameters, tmp_path) -> N
         assert torch.equal(evaluate(loaded, coord, numbers, lists), evaluate(loaded, coord, numbers, lists))
 
 
-def endless(module: D3BJ) -> D3BJ:
-    """Cutoffs beyond any list, so that a displaced atom or a strained cell keeps its pairs.
-
-    At a sharp cutoff the energy is no differentiable function: many pairs cross it, each with a step of 1e-9 Hartree.
-    """
-    module.cutoffs = D3Cutoffs(1e4, 1e4, 1e4)
-    return module
-
-
 @PATHS
 @PARAMETERS
 def test_gradient_and_virial_are_derivatives_of_the_energy(parameters: DampingParameters, max_plain: int) -> None:
     atoms = CELLS["left-handed"]()
-    module = endless(module_for([atoms], parameters, max_plain))
+    module = module_for([atoms], parameters, max_plain, ZONES)
     coord, numbers = padded([atoms])
-    lists = pair_lists([atoms], 9.0)
+    lists = pair_lists([atoms], module.pair_cutoff + 0.1)  # whatever a step brings into the cutoffs is there
     result = results(module, coord, numbers, lists)
     rng = np.random.default_rng(3)
     step = 1e-4  # Å and 1: truncation is step^2 / 6 times the third derivative
@@ -220,9 +228,8 @@ def test_gradient_and_virial_are_derivatives_of_the_energy(parameters: DampingPa
 def test_hessians_of_crystals_are_exact_or_not_finite() -> None:
     atoms = CELLS["triclinic"]()
     coord, numbers = padded([atoms])
-    module = endless(module_for([atoms], THREE_BODY))
-    module.max_plain = 100
-    lists = pair_lists([atoms], 9.0)
+    module = module_for([atoms], THREE_BODY, 100, ZONES)
+    lists = pair_lists([atoms], module.pair_cutoff + 0.1)
     coord.requires_grad_()
     rows = []
     for max_plain in (module.max_plain, 10**9):
@@ -262,7 +269,7 @@ def test_cutoffs_of_crystals_can_be_chosen() -> None:
     """With cutoffs between the first and second shell of argon, only the 12 nearest neighbours count."""
     atoms = CELLS["argon, one atom"]()
     nearest = 5.26 / np.sqrt(2) / ANGSTROM_PER_BOHR
-    short = DEFAULT_CUTOFFS._replace(cn=nearest + 0.5, pair=nearest + 0.5)
+    short = SHARP._replace(cn=nearest + 0.5, disp2=nearest + 0.5)
     crystal = D3BJ([18], TWO_BODY, short)
     dimer = Atoms("Ar2", [(0, 0, 0), (5.26 / np.sqrt(2), 0, 0)])
     found = in_lists(atoms, crystal).energy[0]

@@ -11,7 +11,20 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from d4_cases import DEFAULT_CUTOFFS, PATHS, PBE0, SHORT, batch, d4, pair_lists, reference, reloaded, results
+from d4_cases import (
+    CUTOFFS,
+    DEFAULT_CUTOFFS,
+    PATHS,
+    PBE0,
+    SHARP,
+    SHORT,
+    batch,
+    d4,
+    pair_lists,
+    reference,
+    reloaded,
+    results,
+)
 from d4_checks import ALL_PARAMETERS, EMPTY_SLOT, ENERGY_LIMIT, ROUNDING, check_equal, check_molecules
 from dftd4.interface import DampingParam
 
@@ -73,16 +86,17 @@ def test_three_actinides_differ_because_the_package_counts_an_empty_reference(nu
     assert float(ours @ data.reference_c6 @ ours) > 3.9 * package
 
 
+@CUTOFFS
 @pytest.mark.parametrize("name", ["pbe0", "two-body"])
-def test_the_cutoffs_are_those_of_the_dftd4_package(name: str) -> None:
+def test_the_cutoffs_are_those_of_the_dftd4_package(name: str, cutoffs: D4Cutoffs) -> None:
     """Fragments on both sides of 40 Bohr (21.2 Å) and 60 Bohr (31.8 Å)."""
     systems = []
-    for distance in (20.5, 21.5, 31.0, 32.5, 45.0):
+    for distance in (20.5, 21.5, 30.5, 31.0, 32.5, 45.0):
         near, far, third = molecule("C6H6"), molecule("CH3Cl"), molecule("H2O")
         far.translate((distance, 0.0, 0.0))
         third.translate((0.5 * distance, 3.0, 0.0))
         systems.append(near + far + third)
-    check_molecules(systems, ALL_PARAMETERS[name])
+    check_molecules(systems, ALL_PARAMETERS[name], cutoffs)
 
 
 @PATHS
@@ -225,7 +239,7 @@ def test_a_position_that_is_not_a_number_shows_in_the_energy() -> None:
     assert np.isnan(results(d4([atoms]), [atoms, molecule("H2O")]).energy).tolist() == [True, False]
 
 
-@pytest.mark.parametrize(("cutoffs", "jump"), [(DEFAULT_CUTOFFS, 4e-8), (D4Cutoffs(60.0, 40.0, 10.0, 10.0), 1e-10)])
+@pytest.mark.parametrize(("cutoffs", "jump"), [(SHARP, 4e-8), (DEFAULT_CUTOFFS, 1e-10)])
 def test_dimer_scans_are_smooth(cutoffs: D4Cutoffs, jump: float) -> None:
     """From 0.3 to 40 Å, past all cutoffs: sharp ones make steps of at most 1e-6 eV, smooth ones none."""
     distances = np.arange(0.3, 40.0, 0.01)
@@ -266,8 +280,9 @@ def test_bad_settings_are_refused() -> None:
             D4([1], PBE0, cutoffs=cutoffs)
 
 
-def test_default_settings_are_those_of_the_package() -> None:
-    assert tuple(DEFAULT_CUTOFFS) == (60.0, 40.0, 0.0, 0.0)
+def test_small_molecules_get_what_the_package_gives_by_default() -> None:
+    """Its cutoffs are 60 and 40 Bohr, and sharp."""
+    assert tuple(SHARP) == (60.0, 40.0, 0.0, 0.0)
     atoms = molecule("C6H6")
     found = results(d4([atoms], resolve_d4("pbe").parameters), [atoms]).energy[0]
     package = d4_cases.DispersionModel(atoms.numbers, atoms.positions * BOHR_PER_ANGSTROM)

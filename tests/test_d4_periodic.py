@@ -9,8 +9,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.build.supercells import make_supercell
-from d4_cases import PATHS, SHORT, d4, pair_lists, reference, results
-from d4_checks import ROUNDING, check_crystal, check_equal
+from d4_cases import PATHS, SHARP, SHORT, d4, pair_lists, reference, results
+from d4_checks import CRYSTAL_ENERGY_LIMIT, ROUNDING, check_crystal, check_equal
 
 from aimnet2mult.physics.d4 import D4Cutoffs
 from aimnet2mult.units import ANGSTROM_PER_BOHR
@@ -35,6 +35,17 @@ def test_crystals_agree_with_the_dftd4_package(name: str) -> None:
     check_crystal(
         results(module, [atoms], pair_lists([atoms], module.pair_cutoff)), d4_cases.crystal_reference(name)[0]
     )
+
+
+@pytest.mark.parametrize("name", ["CO2", "left-handed"])
+def test_sharp_cutoffs_of_crystals_agree_too(name: str) -> None:
+    atoms = d4_cases.crystals()[name]
+    module = d4([atoms], cutoffs=SHARP)
+    found = results(module, [atoms], pair_lists([atoms], module.pair_cutoff))
+    right, _ = reference(atoms, cutoffs=SHARP)
+    check_crystal(found, right)
+    smooth = d4_cases.crystal_reference(name)[0]
+    assert abs(right.energy - smooth.energy) > 5 * CRYSTAL_ENERGY_LIMIT  # so that the limit tells them apart
 
 
 @pytest.mark.parametrize("name", d4_cases.ionic_supercells())

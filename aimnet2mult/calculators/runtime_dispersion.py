@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from aimnet2mult.calculators.inputs import System
 from aimnet2mult.errors import ConfigError, InputError
+from aimnet2mult.models.dispersion import DEFAULT_CUTOFFS as D3_CUTOFFS
+from aimnet2mult.models.dispersion_cutoffs import package_cutoffs
+from aimnet2mult.models.dispersion_d4 import DEFAULT_CUTOFFS as D4_CUTOFFS
 from aimnet2mult.models.hessian import hessian_by_differences
 from aimnet2mult.physics.functionals import resolve_d3
 from aimnet2mult.physics.functionals_d4 import resolve_d4
@@ -32,7 +35,7 @@ class Dispersion(NamedTuple):
 
 
 class RuntimeDispersion:
-    """A dispersion correction computed by the library of its authors.
+    """A dispersion correction computed by the library of its authors, at the cutoffs of the one for compiled files.
 
     Parameters
     ----------
@@ -117,7 +120,11 @@ class RuntimeDispersion:
         if self.method == "d3bj":
             from dftd3 import interface as d3
 
-            return d3.DispersionModel(**structure), d3.RationalDampingParam(**self._parameters)
+            model = d3.DispersionModel(**structure)
+            model.set_realspace_cutoff(**package_cutoffs(D3_CUTOFFS))
+            return model, d3.RationalDampingParam(**self._parameters)
         from dftd4 import interface as d4
 
-        return d4.DispersionModel(**structure, charge=float(system.charge)), d4.DampingParam(**self._parameters)
+        model = d4.DispersionModel(**structure, charge=float(system.charge))
+        model.set_realspace_cutoff(**package_cutoffs(D4_CUTOFFS))
+        return model, d4.DampingParam(**self._parameters)

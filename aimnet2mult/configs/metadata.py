@@ -26,13 +26,25 @@ class FidelityInfo(Record):
     labels_include_dispersion: bool = False
 
 
+class CutoffInfo(Record):
+    """Real-space cutoffs of a dispersion correction, Bohr as in the packages of the methods."""
+
+    disp2: float  # of the two-body term
+    disp3: float  # of each side of a triangle
+    width2: float  # range before the cutoff over which the term is switched off smoothly; 0: a sharp cutoff
+    width3: float
+    cn: float | None = None  # of the coordination numbers; those of D4 need none
+    width_cn: float | None = None
+
+
 class DispersionInfo(Record):
     """Every parameter of the dispersion correction inside a compiled potential."""
 
     method: Literal["d3bj", "d4"]
     functional: str
     charges: Literal["eeq", "network"] | None = None  # what scales the polarisabilities of D4
-    triple_cutoff: float | None = None  # Å, reach of the three-body term; None: that of the package of the method
+    triple_cutoff: float | None = None  # Å, reach of the three-body term that was asked for; None: the default
+    cutoffs: CutoffInfo | None = None  # None, in older files: sharp ones, as the packages have by default
     s6: float
     s8: float
     s9: float

@@ -1,6 +1,5 @@
 """The D3(BJ) dispersion correction as a module that goes into a compiled potential."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aimnet2mult.errors import ConfigError
+from aimnet2mult.models.dispersion_cutoffs import check_d3_cutoffs
 from aimnet2mult.models.elements import check_elements_known, choose_elements
 from aimnet2mult.models.fixed_point import from_fixed_point, to_fixed_point
 from aimnet2mult.physics import functionals
@@ -20,7 +19,9 @@ from aimnet2mult.types import Molecules, NeighborLists
 from aimnet2mult.units import ANGSTROM_PER_BOHR
 
 _TABLES: Final = Path(functionals.__file__).parent / "data" / "d3.npz"
-DEFAULT_CUTOFFS: Final = D3Cutoffs()
+# Smooth ends, so that energies in crystals have the derivatives that forces and stress say. Two- and three-body terms
+# end where they do in the dftd3 package, coordination numbers over the range around its sharp 40 Bohr.
+DEFAULT_CUTOFFS: Final = D3Cutoffs(disp2=60.0, disp3=40.0, width2=3.0, width3=2.0, cn=41.0, width_cn=2.0)
 MAX_PLAIN: Final = 64 * 63 // 2
 BLOCK: Final = 32_768
 
@@ -71,9 +72,9 @@ def _square(packed: np.ndarray, size: int) -> np.ndarray:
 class D3BJ(nn.Module):
     """D3 dispersion energy with rational damping for a fixed set of elements.
 
-    Energies agree with the dftd3 package; formulas and sources stand in `aimnet2mult.physics.d3`. The element data
-    are kept as fixed-point integers (`aimnet2mult.models.fixed_point`), so the correction is float64 whatever users
-    cast.
+    Energies agree with the dftd3 package at the same cutoffs (`aimnet2mult.models.dispersion_cutoffs.package_cutoffs`);
+    formulas and sources stand in `aimnet2mult.physics.d3`. The element data are kept as fixed-point integers
+    (`aimnet2mult.models.fixed_point`), so the correction is float64 whatever users cast.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ class D3BJ(nn.Module):
     parameters
         Damping parameters, for example from `aimnet2mult.physics.functionals.resolve_d3`.
     cutoffs
-        Sharp cutoffs, Bohr; those of the dftd3 package by default.
+        Real-space cutoffs, Bohr; by default those of the dftd3 package with smooth ends.
 
     Attributes
     ----------
@@ -100,7 +101,7 @@ class D3BJ(nn.Module):
     Raises
     ------
     ConfigError
-        An element has no D3 data, or a cutoff is not positive.
+        An element has no D3 data, or a cutoff or width makes no sense.
     """
 
     species: Tensor
@@ -121,9 +122,7 @@ class D3BJ(nn.Module):
         self, elements: Sequence[int], parameters: DampingParameters, cutoffs: D3Cutoffs = DEFAULT_CUTOFFS
     ) -> None:
         super().__init__()
-        for name, cutoff in cutoffs._asdict().items():
-            if not (math.isfinite(cutoff) and cutoff > 0.0):
-                raise ConfigError(f"D3 cutoff {name}={cutoff:g} must be a positive distance in Bohr")
+        check_d3_cutoffs(cutoffs)
         self.damping = parameters
         self.cutoffs = cutoffs
         self.pair_cutoff = longest_cutoff(parameters, cutoffs) * ANGSTROM_PER_BOHR

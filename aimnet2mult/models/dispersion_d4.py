@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aimnet2mult.errors import ConfigError
+from aimnet2mult.models.dispersion_cutoffs import check_d4_cutoffs
 from aimnet2mult.models.elements import check_elements_known, choose_elements
 from aimnet2mult.models.fixed_point import from_fixed_point, to_fixed_point
 from aimnet2mult.physics import functionals_d4
@@ -21,7 +22,9 @@ from aimnet2mult.types import Molecules, NeighborLists
 from aimnet2mult.units import ANGSTROM_PER_BOHR
 
 CHARGE_SOURCES: Final = ("eeq", "network")
-DEFAULT_CUTOFFS: Final = D4Cutoffs(disp2=60.0, disp3=40.0, width2=0.0, width3=0.0)
+# Those of the dftd4 package but for the smooth ends, so that energies in crystals have the derivatives that forces and
+# stress say
+DEFAULT_CUTOFFS: Final = D4Cutoffs(disp2=60.0, disp3=40.0, width2=3.0, width3=2.0)
 MAX_PLAIN: Final = 50_000
 MAX_MATRIX: Final = 4_000_000
 
@@ -77,9 +80,9 @@ def load_d4_data(elements: Sequence[int]) -> tuple[D4Data, EEQData]:
 class D4(nn.Module):
     """D4 dispersion energy for a fixed set of elements.
 
-    Energies agree with the dftd4 package; formulas and sources stand in `aimnet2mult.physics.d4`. The element data
-    are kept as fixed-point integers (`aimnet2mult.models.fixed_point`), so the correction is float64 whatever users
-    cast.
+    Energies agree with the dftd4 package at the same cutoffs (`aimnet2mult.models.dispersion_cutoffs.package_cutoffs`);
+    formulas and sources stand in `aimnet2mult.physics.d4`. The element data are kept as fixed-point integers
+    (`aimnet2mult.models.fixed_point`), so the correction is float64 whatever users cast.
 
     Parameters
     ----------
@@ -91,7 +94,7 @@ class D4(nn.Module):
         'eeq': polarisabilities are scaled by charges from electronegativity equilibration, as in the dftd4 package;
         'network': by the charges that the network predicts, with gradients through them.
     cutoffs
-        Real-space cutoffs, Bohr; those of the dftd4 package by default.
+        Real-space cutoffs, Bohr; by default those of the dftd4 package with smooth ends.
 
     Attributes
     ----------
@@ -146,7 +149,7 @@ class D4(nn.Module):
         super().__init__()
         if charges not in CHARGE_SOURCES:
             raise ConfigError(f"D4 charges must be one of {', '.join(CHARGE_SOURCES)}, not {charges!r}")
-        _check_cutoffs(cutoffs)
+        check_d4_cutoffs(cutoffs)
         data, eeq = load_d4_data(elements)
         for name, values in data._asdict().items():
             self.register_buffer(name, to_fixed_point(values))
@@ -217,11 +220,3 @@ class D4(nn.Module):
             from_fixed_point(self.eeq_radius),
         )
         return data, eeq
-
-
-def _check_cutoffs(cutoffs: D4Cutoffs) -> None:
-    for name, cutoff, width in (("2", cutoffs.disp2, cutoffs.width2), ("3", cutoffs.disp3, cutoffs.width3)):
-        if not (math.isfinite(cutoff) and cutoff > 0.0 and 0.0 <= width <= cutoff):
-            raise ConfigError(
-                f"D4 cutoff disp{name}={cutoff:g} must be positive and width{name}={width:g} between 0 and it"
-            )

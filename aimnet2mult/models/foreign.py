@@ -16,10 +16,11 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
-from aimnet2mult.configs.metadata import DispersionInfo, FidelityInfo, PotentialMetadata
+from aimnet2mult.configs.metadata import CutoffInfo, DispersionInfo, FidelityInfo, PotentialMetadata
 from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.configs.yaml_io import validated
 from aimnet2mult.errors import ConfigError, ModelFileError
+from aimnet2mult.models.dispersion import DEFAULT_CUTOFFS
 from aimnet2mult.models.embedding import MAX_ATOMIC_NUMBER
 from aimnet2mult.models.files import LoadedPotential, fill_network, save_weights, script_potential, state_digest
 from aimnet2mult.models.foreign_dispersion import PublishedD3, check_tables
@@ -70,6 +71,7 @@ class ImportedModel:
                 s9=damping.s9,
                 a1=damping.a1,
                 a2=damping.a2,
+                cutoffs=CutoffInfo(**DEFAULT_CUTOFFS._asdict()),
                 reference="as in the published AIMNet2 program: two-body, empty reference slots counted",
             ),
             cutoff=settings.aev.rc_s,

@@ -22,7 +22,8 @@ class PublishedD3(D3BJ):
     Their table has five slots per element. A slot without a reference system (three of hydrogen's) holds the
     coordination number -1 and a C6 of zero, and takes part in the weighted mean: C6 of an atom without neighbours
     comes out up to 5 % too small, that of an atom with one bond or more by less than 1e-6. The networks were trained
-    around this term, so it has to be kept. For the rest it is `aimnet2mult.models.dispersion.D3BJ`.
+    around this term, so it has to be kept. For the rest it is `aimnet2mult.models.dispersion.D3BJ`, cutoffs included:
+    the published programs sum over all pairs of a molecule.
 
     Parameters
     ----------

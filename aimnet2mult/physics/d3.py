@@ -2,8 +2,9 @@
 
 Sources: [1] Grimme, Antony, Ehrlich, Krieg, J. Chem. Phys. 132, 154104 (2010): coordination numbers, C6
 interpolation; [2] Grimme, Ehrlich, Goerigk, J. Comput. Chem. 32, 1456 (2011): rational damping.
-Cutoffs and conventions are those of the dftd3 package (s-dftd3 1.7.0), so that both give the same numbers for every
-element but mendelevium, of which that package counts an empty reference slot.
+Conventions are those of the dftd3 package (s-dftd3 1.7.0), so that both give the same numbers at the same cutoffs for
+every element but mendelevium, of which that package counts an empty reference slot. The package has no smooth end for
+coordination numbers, to which each pair adds at least e^-16: set `D3Cutoffs.width_cn` to 0 to compare them.
 
 Atomic units throughout. All functions can be scripted and differentiated twice; `aimnet2mult.physics.d3_energy` puts
 them together. Only pairs of distinct real atoms are ever formed: what stands in the padding can reach neither energy
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from aimnet2mult.physics.damping import DampingParameters
 from aimnet2mult.physics.pair_sums import pair_displacements
+from aimnet2mult.physics.switching import beyond_start, smooth_cutoff
 from aimnet2mult.types import NeighborLists
 
 CN_STEEPNESS: Final = 16.0  # k1 of [1], eq. 15
@@ -38,11 +40,14 @@ class D3Data(NamedTuple):
 
 
 class D3Cutoffs(NamedTuple):
-    """Distances (Bohr) beyond which nothing is counted, sharply; the defaults are those of the dftd3 package."""
+    """Real-space cutoffs in Bohr; the defaults of the dftd3 package are 60, 40, 0, 0, 40, and it knows no width_cn."""
 
-    cn: float = 40.0
-    pair: float = 60.0
-    triple: float = 40.0  # for each side of the triangle
+    disp2: float  # of the two-body term
+    disp3: float  # of each side of a triangle
+    width2: float  # range before the cutoff over which the term is switched off smoothly; 0: a sharp cutoff
+    width3: float
+    cn: float  # of the coordination numbers
+    width_cn: float
 
 
 class D3Pairs(NamedTuple):
@@ -119,6 +124,7 @@ def coordination_numbers(
     species: Tensor,
     covalent_radius: Tensor,
     cutoff: float,
+    width: float,
     steepness: float = CN_STEEPNESS,
 ) -> Tensor:
     """Fractional coordination number of every slot, 0 on padding ([1], eq. 15).
@@ -133,8 +139,8 @@ def coordination_numbers(
         (B * N,) place of each atom among the elements; any valid place on padding.
     covalent_radius
         (S,) Bohr.
-    cutoff
-        Bohr.
+    cutoff, width
+        Bohr; the width is that of the smooth end, 0: a sharp one.
 
     Returns
     -------
@@ -144,6 +150,8 @@ def coordination_numbers(
     radius = covalent_radius[species]
     contact = radius[pairs.first] + radius[pairs.second]
     count = torch.sigmoid(steepness * (contact / pairs.r2.sqrt() - 1.0))
+    if width > 0.0 and beyond_start(pairs.r2, cutoff, width):
+        count = count * smooth_cutoff(pairs.r2, cutoff, width)
     count = torch.where(pairs.r2 > cutoff * cutoff, torch.zeros_like(count), count)
     cn = torch.zeros(species.shape, dtype=count.dtype, device=count.device)
     return cn.index_add(0, pairs.first, count).index_add(0, pairs.second, count)
@@ -191,7 +199,7 @@ def pair_c6(weights: Tensor, pairs: D3Pairs, data: D3Data) -> Tensor:
 
 
 def pair_energy(
-    pairs: D3Pairs, c6: Tensor, species: Tensor, r4r2: Tensor, parameters: DampingParameters, cutoff: float
+    pairs: D3Pairs, c6: Tensor, species: Tensor, r4r2: Tensor, parameters: DampingParameters, cutoffs: D3Cutoffs
 ) -> Tensor:
     """Two-body energy with rational damping of [2].
 
@@ -221,6 +229,8 @@ def pair_energy(
     damped6 = parameters.s6 / (r6 + (radius2 * radius2 * radius2)[kind])
     damped8 = (parameters.s8 * c8_over_c6.flatten())[kind] / (r6 * r2 + radius2.square().square()[kind])
     damped = c6 * (damped6 + damped8)
-    damped = torch.where(r2 > cutoff * cutoff, torch.zeros_like(damped), damped)
+    if cutoffs.width2 > 0.0 and beyond_start(r2, cutoffs.disp2, cutoffs.width2):
+        damped = damped * smooth_cutoff(r2, cutoffs.disp2, cutoffs.width2)
+    damped = torch.where(r2 > cutoffs.disp2 * cutoffs.disp2, torch.zeros_like(damped), damped)
     energy = torch.zeros(species.shape, dtype=r2.dtype, device=r2.device)
     return -energy.index_add(0, pairs.first, damped)

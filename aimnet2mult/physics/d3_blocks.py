@@ -16,15 +16,16 @@ from torch import Tensor
 
 from aimnet2mult.physics.d3 import (
     CN_STEEPNESS,
+    COINCIDENT,
     WEIGHT_STEEPNESS,
     D3Cutoffs,
     D3Data,
     find_pairs,
-    outside,
     reference_weights,
 )
 from aimnet2mult.physics.d3_triples import triple_sums
 from aimnet2mult.physics.damping import DampingParameters
+from aimnet2mult.physics.switching import beyond_start, switch_and_slope
 
 
 class AtomTables(NamedTuple):
@@ -90,6 +91,42 @@ def damped_and_slope(r2: Tensor, root: Tensor, parameters: DampingParameters) ->
     return damped, slope
 
 
+def cut_off(
+    values: Tensor, slopes: Tensor, r2: Tensor, cutoff: float, width: float, coincident: float = COINCIDENT
+) -> None:
+    """End functions of pairs and their slopes at the cutoff, and leave out atoms on one spot; both in place.
+
+    Few pairs are near the cutoff, so that a search for them pays.
+
+    Parameters
+    ----------
+    values, slopes
+        Functions and their derivatives with respect to r2; any shape, contiguous.
+    r2
+        Squared distances, same shape.
+    cutoff, width
+        Bohr; the width is that of the smooth end, 0: a sharp one.
+    """
+    if r2.numel() == 0:
+        return
+    if not bool(r2.amin() >= coincident):
+        values.masked_fill_(r2 < coincident, 0.0)
+        slopes.masked_fill_(r2 < coincident, 0.0)
+    if not beyond_start(r2, cutoff, width):
+        return
+    start = cutoff - width
+    ending = (r2.view(-1) > start * start).nonzero().squeeze(-1)
+    if width <= 0.0:
+        values.view(-1).index_fill_(0, ending, 0.0)
+        slopes.view(-1).index_fill_(0, ending, 0.0)
+        return
+    switch, switch_slope = switch_and_slope(r2.view(-1).index_select(0, ending), cutoff, width)
+    value = values.view(-1).index_select(0, ending)
+    slope = slopes.view(-1).index_select(0, ending).mul_(switch).addcmul_(value, switch_slope)
+    values.view(-1).scatter_(0, ending, value.mul_(switch))
+    slopes.view(-1).scatter_(0, ending, slope)
+
+
 def weight_slopes(weights: Tensor, cn: Tensor, data: D3Data, steepness: float = WEIGHT_STEEPNESS) -> Tensor:
     """Derivatives of `d3.reference_weights` (n, R) with respect to the coordination number of the atom."""
     exponent = (cn.unsqueeze(1) - data.reference_cn) * (-2.0 * steepness)
@@ -121,14 +158,16 @@ def molecule_sums(
     cn = torch.zeros_like(axes[0])
     slopes: list[Tensor] = []
     for start, stop in blocks:
-        _, r2, beyond = triangle_distances(axes, start, stop, cutoffs.cn)
+        _, r2 = triangle_distances(axes, start, stop)
         contact = tables.contact[start:stop].unsqueeze(1) + tables.contact[start:]
         count, slope = count_and_slope(r2, contact)
-        count.masked_fill_(beyond, 0.0)
+        cut_off(count, slope, r2, cutoffs.cn, cutoffs.width_cn)
+        fill_triangle(count, 0.0)
         cn[start:stop] += count.sum(1)
         cn[start:] += count.sum(0)
         if gradient:
-            slopes.append(slope.masked_fill_(beyond, 0.0))
+            fill_triangle(slope, 0.0)
+            slopes.append(slope)
 
     weights = reference_weights(cn, tables.species, tables.data)
     partners = torch.mm(weights, tables.data.reference_c6)
@@ -136,11 +175,13 @@ def molecule_sums(
     by_weight = torch.zeros_like(weights)
     forces = torch.zeros_like(axes)
     for start, stop in blocks:
-        displacement, r2, beyond = triangle_distances(axes, start, stop, cutoffs.pair)
+        displacement, r2 = triangle_distances(axes, start, stop)
         root = tables.root[start:stop].unsqueeze(1) * tables.root[start:]
         damped, slope = damped_and_slope(r2, root, parameters)
-        damped.masked_fill_(beyond, 0.0)
-        c6 = torch.mm(weights[start:stop], partners[start:].t()).masked_fill_(beyond, 0.0)
+        cut_off(damped, slope, r2, cutoffs.disp2, cutoffs.width2)
+        fill_triangle(damped, 0.0)
+        c6 = torch.mm(weights[start:stop], partners[start:].t())
+        fill_triangle(c6, 0.0)
         energy += torch.dot(c6.view(-1), damped.view(-1))
         if gradient:
             by_weight[start:stop] += torch.mm(damped, partners[start:])
@@ -148,10 +189,8 @@ def molecule_sums(
             add_triangle_forces(forces, displacement, slope.mul_(c6), start, stop)
     if parameters.s9 != 0.0:
         real = torch.ones([1, n], dtype=torch.bool, device=coord.device)
-        pairs = find_pairs(coord.unsqueeze(0), real, cutoffs.triple)
-        triples = triple_sums(
-            pairs, weights, tables.species, tables.data, parameters.s9, cutoffs.triple, (1, n), gradient
-        )
+        pairs = find_pairs(coord.unsqueeze(0), real, cutoffs.disp3)
+        triples = triple_sums(pairs, weights, tables.species, tables.data, parameters.s9, cutoffs, (1, n), gradient)
         energy += triples.energy[0]
         forces -= triples.coord[0].t()
         by_weight += triples.weights
@@ -176,23 +215,25 @@ def triangle_blocks(n: int, size: int) -> list[tuple[int, int]]:
     return blocks
 
 
-def triangle_distances(axes: Tensor, start: int, stop: int, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+def triangle_distances(axes: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """Pairs (i, j) of atoms i from `start` to `stop` (exclusive) and all atoms j from `start` on.
 
     Returns
     -------
     tuple of Tensor
-        Vectors from i to j (3, I, M), their squares (I, M), 1 where they do not count, and where that is: beyond
-        the cutoff, and for j <= i.
+        Vectors from i to j (3, I, M) and their squares (I, M), 1 for j <= i.
     """
     displacement = axes[:, start:].unsqueeze(1) - axes[:, start:stop].unsqueeze(2)
     r2 = displacement[0].square().addcmul_(displacement[1], displacement[1])
     r2.addcmul_(displacement[2], displacement[2])
-    beyond = outside(r2, cutoff)
-    rows = stop - start
-    # TorchScript would not write |= through the slice
-    beyond[:, :rows].masked_fill_(torch.ones([rows, rows], dtype=torch.bool, device=axes.device).tril(), True)
-    return displacement, r2.masked_fill_(beyond, 1.0), beyond
+    fill_triangle(r2, 1.0)
+    return displacement, r2
+
+
+def fill_triangle(values: Tensor, value: float) -> None:
+    """Set what stands at j <= i in the arrays (I, M) of `triangle_distances`."""
+    rows = values.shape[0]
+    values[:, :rows].masked_fill_(torch.ones([rows, rows], dtype=torch.bool, device=values.device).tril(), value)
 
 
 def add_triangle_forces(forces: Tensor, displacement: Tensor, slope: Tensor, start: int, stop: int) -> None:

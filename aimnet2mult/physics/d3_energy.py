@@ -42,8 +42,8 @@ class D3Settings(NamedTuple):
 
 def longest_cutoff(parameters: DampingParameters, cutoffs: D3Cutoffs) -> float:
     """How far (Bohr) a pair list has to reach."""
-    longest = max(cutoffs.pair, cutoffs.cn)
-    return longest if parameters.s9 == 0.0 else max(longest, cutoffs.triple)
+    longest = max(cutoffs.disp2, cutoffs.cn)
+    return longest if parameters.s9 == 0.0 else max(longest, cutoffs.disp3)
 
 
 def d3_energy(
@@ -97,11 +97,12 @@ def plain_energy(
     species = species_of(numbers, data).flatten()
     reach = longest_cutoff(parameters, cutoffs)
     pairs = find_pairs(coord, numbers > 0, reach) if lists is None else listed_pairs(coord, cell, lists, reach)
-    weights = reference_weights(coordination_numbers(pairs, species, data.covalent_radius, cutoffs.cn), species, data)
+    cn = coordination_numbers(pairs, species, data.covalent_radius, cutoffs.cn, cutoffs.width_cn)
+    weights = reference_weights(cn, species, data)
     c6 = pair_c6(weights.view(shape[0], shape[1], -1), pairs, data)
-    per_atom = pair_energy(pairs, c6, species, data.r4r2, parameters, cutoffs.pair)
+    per_atom = pair_energy(pairs, c6, species, data.r4r2, parameters, cutoffs)
     if parameters.s9 != 0.0:
-        per_atom = per_atom + plain_triples(pairs, weights, species, data, parameters.s9, cutoffs.triple)
+        per_atom = per_atom + plain_triples(pairs, weights, species, data, parameters.s9, cutoffs)
     return per_atom.view(shape[0], shape[1]).sum(1)
 
 

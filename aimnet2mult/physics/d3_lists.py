@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aimnet2mult.physics.d3 import D3Cutoffs, listed_pairs, outside, reference_weights
-from aimnet2mult.physics.d3_blocks import AtomTables, count_and_slope, damped_and_slope, weight_slopes
+from aimnet2mult.physics.d3_blocks import AtomTables, count_and_slope, cut_off, damped_and_slope, weight_slopes
 from aimnet2mult.physics.d3_triples import triple_sums
 from aimnet2mult.physics.damping import DampingParameters
 from aimnet2mult.physics.pair_sums import PairBlock, pair_blocks, sort_pairs, tabulate_shifts
@@ -99,7 +99,7 @@ def list_sums(
     near: list[Tensor] = []
     slopes: list[Tensor] = []
     for block in system.blocks:
-        kept, slope = add_counts(cn, system, block, cutoffs.cn)
+        kept, slope = add_counts(cn, system, block, cutoffs)
         if gradient:
             near.append(kept)
             slopes.append(slope)
@@ -110,14 +110,12 @@ def list_sums(
         torch.zeros_like(system.coord), torch.zeros_like(system.translation), torch.zeros_like(weights)
     )
     for block in system.blocks:
-        add_energy(energy, sums, system, block, weights, partners, parameters, cutoffs.pair, gradient)
+        add_energy(energy, sums, system, block, weights, partners, parameters, cutoffs, gradient)
     by_cell = torch.zeros_like(cell)
     if parameters.s9 != 0.0:
-        pairs_near = listed_pairs(coord, cell, near_part(system, lists, cutoffs.triple), cutoffs.triple)
+        pairs_near = listed_pairs(coord, cell, near_part(system, lists, cutoffs.disp3), cutoffs.disp3)
         shape = (coord.shape[0], coord.shape[1])
-        triples = triple_sums(
-            pairs_near, weights, tables.species, tables.data, parameters.s9, cutoffs.triple, shape, gradient
-        )
+        triples = triple_sums(pairs_near, weights, tables.species, tables.data, parameters.s9, cutoffs, shape, gradient)
         energy += triples.energy
         sums.coord.add_(triples.coord.view(-1, 3).t())
         sums.weights.add_(triples.weights)
@@ -190,7 +188,7 @@ def sum_rows(values: Tensor, rows: Tensor) -> Tensor:
     return torch.segment_reduce(values, "sum", offsets=rows, initial=0.0)
 
 
-def add_counts(cn: Tensor, system: ListedSystem, block: PairBlock, cutoff: float) -> tuple[Tensor, Tensor]:
+def add_counts(cn: Tensor, system: ListedSystem, block: PairBlock, cutoffs: D3Cutoffs) -> tuple[Tensor, Tensor]:
     """Add the pairs of a block to the coordination numbers (B * N,).
 
     Returns
@@ -200,10 +198,13 @@ def add_counts(cn: Tensor, system: ListedSystem, block: PairBlock, cutoff: float
     """
     pairs = block_pairs(system, block)
     r2 = squared_length(pairs)
-    kept = (~outside(r2, cutoff)).nonzero().squeeze(-1)
+    # written so that a distance that is not a number stays and shows in the energy
+    kept = (~(r2 > cutoffs.cn * cutoffs.cn)).nonzero().squeeze(-1)
     first, second = pairs.first.index_select(0, kept), pairs.second.index_select(0, kept)
     contact = system.tables.contact.index_select(0, first).add_(system.tables.contact.index_select(0, second))
-    count, slope = count_and_slope(r2.index_select(0, kept), contact)
+    r2 = r2.index_select(0, kept)
+    count, slope = count_and_slope(r2, contact)
+    cut_off(count, slope, r2, cutoffs.cn, cutoffs.width_cn)
     cn.scatter_add_(0, second, count)
     cn[block.row_start : block.row_stop] += sum_rows(count, torch.searchsorted(kept, pairs.rows))
     return kept.add_(block.start), slope
@@ -217,7 +218,7 @@ def add_energy(
     weights: Tensor,
     partners: Tensor,
     parameters: DampingParameters,
-    cutoff: float,
+    cutoffs: D3Cutoffs,
     gradient: bool,
 ) -> None:
     """Add the energy of a block to that of its molecule (B,), and its derivatives at fixed coordination numbers.
@@ -226,8 +227,6 @@ def add_energy(
     ----------
     weights, partners
         (B * N, R) of the reference systems, and their product with the reference C6.
-    cutoff
-        Bohr.
     """
     n_slots = weights.shape[0] // energy.shape[0]
     start = block.molecule * n_slots
@@ -239,10 +238,7 @@ def add_energy(
     root = system.tables.root.index_select(0, pairs.first).mul_(system.tables.root.index_select(0, pairs.second))
     r2 = squared_length(pairs)
     damped, slope = damped_and_slope(r2, root, parameters)
-    beyond = outside(r2, cutoff)
-    if bool(beyond.any()):
-        damped.masked_fill_(beyond, 0.0)
-        slope.masked_fill_(beyond, 0.0)
+    cut_off(damped, slope, r2, cutoffs.disp2, cutoffs.width2)
     c6 = c6_matrix.view(-1).index_select(0, place)
     energy[block.molecule] += torch.dot(c6, damped)
     if gradient:

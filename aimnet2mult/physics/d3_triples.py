@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from aimnet2mult.physics.d3 import D3Data, D3Pairs, outside
+from aimnet2mult.physics.d3 import D3Cutoffs, D3Data, D3Pairs, outside
 from aimnet2mult.physics.pair_sums import chain_displacements
 from aimnet2mult.physics.three_body import DirectedPairs, TripleTerm, directed_pairs, triple_energy, triple_gradient
 
@@ -26,21 +26,21 @@ class TripleSums(NamedTuple):
     weights: Tensor  # (n, R)
 
 
-def plain_triples(pairs: D3Pairs, weights: Tensor, species: Tensor, data: D3Data, s9: float, cutoff: float) -> Tensor:
+def plain_triples(
+    pairs: D3Pairs, weights: Tensor, species: Tensor, data: D3Data, s9: float, cutoffs: D3Cutoffs
+) -> Tensor:
     """Three-body energy (n,) for automatic differentiation, each triangle booked on one of its atoms.
 
     Parameters
     ----------
     pairs
-        All pairs within `cutoff`, or more.
+        All pairs within the cutoff of triangles, or more.
     weights
         (n, R) of the reference systems.
     species
         (n,) place of each atom among the elements.
-    cutoff
-        Bohr, of each side.
     """
-    return triple_energy(_directed(pairs, cutoff), _term(weights, species, data, s9, cutoff))
+    return triple_energy(_directed(pairs, cutoffs.disp3), _term(weights, species, data, s9, cutoffs))
 
 
 def triple_sums(
@@ -49,7 +49,7 @@ def triple_sums(
     species: Tensor,
     data: D3Data,
     s9: float,
-    cutoff: float,
+    cutoffs: D3Cutoffs,
     shape: tuple[int, int],
     gradient: bool,
 ) -> TripleSums:
@@ -57,8 +57,8 @@ def triple_sums(
 
     Parameters are those of `plain_triples`, none of them with a graph, and the shape (B, N) of the batch.
     """
-    directed = _directed(pairs, cutoff)
-    total = triple_gradient(directed, _term(weights, species, data, s9, cutoff), gradient)
+    directed = _directed(pairs, cutoffs.disp3)
+    total = triple_gradient(directed, _term(weights, species, data, s9, cutoffs), gradient)
     coord, cell = chain_displacements(total.vector, directed.source, directed.target, directed.shift, shape)
     return TripleSums(total.energy.view(shape[0], shape[1]).sum(1), coord, cell, total.weights)
 
@@ -74,9 +74,9 @@ def _term(
     species: Tensor,
     data: D3Data,
     s9: float,
-    cutoff: float,
+    cutoffs: D3Cutoffs,
     radius_scale: float = RADIUS_SCALE,
     exponent: float = EXPONENT,
 ) -> TripleTerm:
     radius2 = (radius_scale * data.vdw_radius).square()
-    return TripleTerm(weights, data.reference_c6, species, radius2, s9, exponent, cutoff, 0.0)
+    return TripleTerm(weights, data.reference_c6, species, radius2, s9, exponent, cutoffs.disp3, cutoffs.width3)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aimnet2mult.physics.d4_pairs import HalfList
 from aimnet2mult.physics.damping import DampingParameters
-from aimnet2mult.physics.three_body import smooth_cutoff
+from aimnet2mult.physics.switching import beyond_start, smooth_cutoff
 
 CN_STEEPNESS: Final = 7.5
 # ([1], eq. 8) electronegativity scaling k4 exp(-(|dEN| + k5)^2 / k6) of the coordination number
@@ -217,7 +217,7 @@ def damped_powers(
     damped6 = parameters.s6 / (r6 + (radius2 * radius2 * radius2)[kind])
     damped8 = (parameters.s8 * c8_over_c6.flatten())[kind] / (r6 * inside2 + radius2.square().square()[kind])
     damped = damped6 + damped8
-    if cutoffs.width2 > 0.0:
+    if cutoffs.width2 > 0.0 and beyond_start(inside2, cutoffs.disp2, cutoffs.width2):
         damped = damped * smooth_cutoff(inside2, cutoffs.disp2, cutoffs.width2)
     return torch.where(outside, torch.zeros_like(damped), damped)
 

@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from aimnet2mult.physics.switching import beyond_start, smooth_cutoff, switch_and_slope
+
 COINCIDENT: Final = 1e-6  # Bohr^2: below this two atoms are one; far above the rounding of a distance by cosines
 CHUNK_ENTRIES: Final = 100_000  # triangles worked out at a time; the arrays of a chunk then stay near the cache
 DENSE_ROWS: Final = 32  # blocks up to this size are not cut into parts
@@ -106,27 +108,6 @@ def count_triples(pairs: DirectedPairs) -> int:
     """Number of pairs of targets over all sources: an upper bound of the number of triangles."""
     degree = torch.bincount(pairs.source)
     return int((degree * (degree - 1)).sum()) // 2
-
-
-def smooth_cutoff(r2: Tensor, cutoff: float, width: float) -> Tensor:
-    """Switch from 1 to 0 over the last `width` before `cutoff`: x^3 (10 - 15 x + 6 x^2), twice differentiable.
-
-    Parameters
-    ----------
-    r2
-        Squared distances, not beyond the cutoff.
-    """
-    x = ((cutoff - r2.sqrt()) / width).clamp(0.0, 1.0)
-    return x * x * x * (10.0 + x * (6.0 * x - 15.0))
-
-
-def smooth_log_slope(r2: Tensor, cutoff: float, width: float) -> Tensor:
-    """Derivative of the logarithm of `smooth_cutoff` by the squared distance, 0 where that is 0."""
-    r = r2.sqrt()
-    x = ((cutoff - r) / width).clamp(0.0, 1.0)
-    inside = x > 0
-    y = torch.where(inside, x, torch.ones_like(x))
-    return -15.0 * (1.0 - y).square() / (r * width * y * (10.0 + y * (6.0 * y - 15.0)))
 
 
 def triple_energy(pairs: DirectedPairs, term: TripleTerm) -> Tensor:
@@ -252,8 +233,7 @@ def _part_gradient(block: _Block, term: TripleTerm, begin: int, end: int) -> tup
     x = (radius2 * inverse).pow_(term.exponent / 6.0)
     x.mul_(6.0 * source.damping[:, :n_rows].unsqueeze(2)).mul_(source.damping.unsqueeze(1))
     strengths = (inverse * inverse).mul_(inverse).mul_(c6).sqrt_().mul_(kept)
-    if term.width > 0.0:
-        strengths.mul_(smooth_cutoff(c, term.cutoff, term.width))
+    ending, ending_slope = _end(strengths, c, term)
     strengths.mul_(term.s9 * source.strength[:, :n_rows].unsqueeze(2)).mul_(source.strength.unsqueeze(1))
     g = strengths.div_(1.0 + x)
     damped = x.div_(1.0 + x)
@@ -267,8 +247,8 @@ def _part_gradient(block: _Block, term: TripleTerm, begin: int, end: int) -> tup
     triples = g.add_(g_cosines)
     shared = damped.mul_(term.exponent / 6.0).sub_(1.5).mul_(triples).sub_(g_cosines)
     by_c = (shared * inverse).sub_(by_linear).add_((2.0 * c).mul_(by_product))
-    if term.width > 0.0:
-        by_c.add_(smooth_log_slope(c, term.cutoff, term.width).mul_(triples))
+    if ending.shape[0] > 0:
+        by_c.view(-1).index_add_(0, ending, ending_slope.mul_(triples.view(-1).index_select(0, ending)))
 
     row_sum, column_sum = triples.sum(2), triples.sum(1)
     by_a = shared.sum(2) / source.r2[:, :n_rows] + by_linear.sum(2)
@@ -277,8 +257,9 @@ def _part_gradient(block: _Block, term: TripleTerm, begin: int, end: int) -> tup
     )
     by_b = shared.sum(1) / source.r2 + by_linear.sum(1)
     by_b = by_b + 2.0 * (torch.bmm(a.transpose(1, 2), by_product).squeeze(1) - source.r2 * by_product.sum(1))
-    if term.width > 0.0:
-        slope = smooth_log_slope(source.r2, term.cutoff, term.width)
+    if term.width > 0.0 and beyond_start(source.r2, term.cutoff, term.width):
+        switch, switch_slope = switch_and_slope(source.r2, term.cutoff, term.width)
+        slope = _log_slope(switch, switch_slope)
         by_a = by_a + slope[:, :n_rows] * row_sum
         by_b = by_b + slope * column_sum
 
@@ -301,6 +282,30 @@ def _part_gradient(block: _Block, term: TripleTerm, begin: int, end: int) -> tup
     return row_sum.sum(1), 2.0 * by_vector, 0.5 * by_source, 0.5 * by_target
 
 
+def _end(strengths: Tensor, r2: Tensor, term: TripleTerm) -> tuple[Tensor, Tensor]:
+    """Switch off strengths (A, J, K) of sides in place.
+
+    Returns
+    -------
+    tuple of Tensor
+        Places of the sides that are not as they were, and the derivative of the logarithm of the switch by r2 there.
+    """
+    if term.width <= 0.0 or not beyond_start(r2, term.cutoff, term.width):
+        nothing = torch.zeros(0, dtype=torch.int64, device=r2.device)
+        return nothing, r2.view(-1).index_select(0, nothing)
+    start = term.cutoff - term.width
+    # few of all sides, so that a search for them pays
+    ending = (r2.view(-1) > start * start).nonzero().squeeze(-1)
+    switch, slope = switch_and_slope(r2.view(-1).index_select(0, ending), term.cutoff, term.width)
+    strengths.view(-1).scatter_(0, ending, strengths.view(-1).index_select(0, ending).mul_(switch))
+    return ending, _log_slope(switch, slope)
+
+
+def _log_slope(switch: Tensor, slope: Tensor) -> Tensor:
+    """Derivative of the logarithm of a switch, given its derivative; 0 where the switch is 0."""
+    return torch.where(switch > 0.0, slope / switch, torch.zeros_like(slope))
+
+
 def _source_sides(block: _Block, term: TripleTerm, begin: int) -> _SourceSides:
     """Sides from the sources to target `begin` and later ones."""
     vector = block.vector[:, begin:]
@@ -309,7 +314,7 @@ def _source_sides(block: _Block, term: TripleTerm, begin: int) -> _SourceSides:
     c6 = torch.bmm(weights, (block.source_weights @ term.reference_c6).unsqueeze(2)).squeeze(2)
     kind = block.source_species.unsqueeze(1) * term.radius2.shape[0] + block.target_species[:, begin:]
     strength = (c6 / (r2 * r2 * r2)).sqrt()
-    if term.width > 0.0:
+    if term.width > 0.0 and beyond_start(r2, term.cutoff, term.width):
         strength = strength * smooth_cutoff(r2, term.cutoff, term.width)
     return _SourceSides(r2, c6, strength, (term.radius2.flatten()[kind] / r2) ** (term.exponent / 6.0))
 
@@ -341,7 +346,7 @@ def _part_energy(block: _Block, term: TripleTerm, begin: int, end: int) -> Tenso
     kept, c, c6, radius2 = _target_sides(block, term, begin, end, source.r2)
     a, b = source.r2[:, :n_rows].unsqueeze(2), source.r2.unsqueeze(1)
     last = (c6 / (c * c * c)).sqrt()
-    if term.width > 0.0:
+    if term.width > 0.0 and beyond_start(c, term.cutoff, term.width):
         last = last * smooth_cutoff(c, term.cutoff, term.width)
     # 8 cos cos cos, by the law of cosines
     cosines = (a + b - c) * (c * c - (a - b).square()) / (a * b * c)
