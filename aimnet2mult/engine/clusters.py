@@ -1,0 +1,163 @@
+"""Atoms in clusters of sixteen of one kind that stand close together, for sums over pairs within long cutoffs.
+
+Lengths are in the unit of the caller. Arrays are flat: a view of a row costs as much as the work on it.
+
+A pair of clusters is looked at as a whole: whether it is near enough, and whether all its pairs are away from the
+places where a function of the distance changes its form. What is then summed are sixteen rows of sixteen lanes.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aimnet2mult.engine.jit import compiled
+
+SIZE: Final = 16  # atoms of a cluster
+_BIN: Final = 3.0  # Å or Bohr; atoms are put in the order of bins of this side
+_BITS: Final = 15  # of the number of a bin along each axis
+
+Reals = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Singles = NDArray[np.float32]
+
+
+class Clusters(NamedTuple):
+    """K clusters of the atoms of one structure. Places beyond the atoms of a cluster repeat its last atom."""
+
+    atom: Integers  # (K * 16,)
+    filled: Integers  # (K,) atoms of each cluster
+    kind: Integers  # (K,)
+    coord: Reals  # (K * 3 * 16,) cluster, axis, atom; inside the cell where it is periodic
+    low: Reals  # (K * 3,) corners of the box around each cluster
+    high: Reals  # (K * 3,)
+    own: Singles  # (K * 3 * 16,) coord counted from the middle of the box
+    shifts: Reals  # (T * 3,) lattice vectors by which second atoms are moved; the first is zero
+
+
+def make_clusters(coord: Reals, kinds: Integers, cell: Reals, reach: float) -> Clusters:
+    """Put the atoms of a structure in clusters.
+
+    Parameters
+    ----------
+    coord
+        (n, 3), finite.
+    kinds
+        (n,) from 0; a cluster holds atoms of one kind.
+    cell
+        (3, 3), one vector per row; zeros in directions that are not periodic.
+    reach
+        Lattice vectors are listed as far as pairs within this distance may need them.
+    """
+    shifts = np.zeros((1, 3))
+    if cell.any():
+        coord = _inside(coord, cell)
+        shifts = _lattice_vectors(cell, reach + float(np.linalg.norm(np.ptp(coord, axis=0))))
+    order = np.argsort(_keys(coord, kinds), kind="stable")
+    atom, filled, kind, places, low, high, own = _fill(coord, kinds, order)
+    return Clusters(atom, filled, kind, places, low, high, own, shifts.ravel())
+
+
+def _inside(coord: Reals, cell: Reals) -> Reals:
+    """The same atoms, moved by lattice vectors into the cell."""
+    # for cells of fewer than three vectors this is the projection onto their span
+    return coord - np.floor(coord @ np.linalg.pinv(cell)) @ cell
+
+
+def _lattice_vectors(cell: Reals, reach: float) -> Reals:
+    """Lattice vectors no longer than `reach`, zero first."""
+    periodic: NDArray[np.bool_] = np.any(cell, axis=1)
+    # rows of the dual basis: |n_a| = |T . dual_a| <= |T| |dual_a|
+    most = np.where(periodic, np.floor(reach * np.linalg.norm(np.linalg.pinv(cell), axis=0)), 0.0).astype(np.int64)
+    steps = np.stack(np.meshgrid(*(np.arange(-m, m + 1) for m in most), indexing="ij"), axis=-1).reshape(-1, 3)
+    vectors = steps @ cell
+    square = np.einsum("tc,tc->t", vectors, vectors)
+    near = square <= reach * reach
+    return vectors[near][np.argsort(square[near], kind="stable")]
+
+
+@compiled
+def _keys(coord: Reals, kinds: Integers) -> Integers:
+    """Numbers by which atoms are sorted: kind, then the place of the bin on a curve through all bins.
+
+    The bits of the numbers of a bin along the axes take turns (Morton 1966): bins that follow each other stand close.
+    """
+    n = coord.shape[0]
+    low, extent = np.empty(3), 0.0
+    for axis in range(3):
+        low[axis] = coord[:, axis].min()
+        extent = max(extent, coord[:, axis].max() - low[axis])
+    scale = min(1.0 / _BIN, (2**_BITS - 1) / max(extent, 1.0))
+    keys = np.empty(n, dtype=np.int64)
+    for i in range(n):
+        key = kinds[i] << (3 * _BITS)
+        for axis in range(3):
+            place = int((coord[i, axis] - low[axis]) * scale)
+            for bit in range(_BITS):
+                key |= ((place >> bit) & 1) << (3 * bit + axis)
+        keys[i] = key
+    return keys
+
+
+@compiled
+def _fill(
+    coord: Reals, kinds: Integers, order: Integers
+) -> tuple[Integers, Integers, Integers, Reals, Reals, Reals, Singles]:
+    """The fields of `Clusters` but the lattice vectors, from atoms in order."""
+    n = order.shape[0]
+    begin = np.empty(n + 1, dtype=np.int64)
+    n_clusters = 0
+    for place in range(n):
+        start = begin[n_clusters - 1] if n_clusters > 0 else 0
+        if place == 0 or place - start == SIZE or kinds[order[place]] != kinds[order[place - 1]]:
+            begin[n_clusters] = place
+            n_clusters += 1
+    begin[n_clusters] = n
+    atom = np.empty(n_clusters * SIZE, dtype=np.int64)
+    filled = np.empty(n_clusters, dtype=np.int64)
+    kind = np.empty(n_clusters, dtype=np.int64)
+    places = np.empty(n_clusters * 3 * SIZE)
+    low, high = np.empty(n_clusters * 3), np.empty(n_clusters * 3)
+    own = np.empty(n_clusters * 3 * SIZE, dtype=np.float32)
+    for c in range(n_clusters):
+        filled[c] = begin[c + 1] - begin[c]
+        kind[c] = kinds[order[begin[c]]]
+        for lane in range(SIZE):
+            atom[c * SIZE + lane] = order[min(begin[c] + lane, begin[c + 1] - 1)]
+        for axis in range(3):
+            row = places[(3 * c + axis) * SIZE : (3 * c + axis + 1) * SIZE]
+            for lane in range(SIZE):
+                row[lane] = coord[atom[c * SIZE + lane], axis]
+            low[3 * c + axis], high[3 * c + axis] = row.min(), row.max()
+            for lane in range(SIZE):
+                own[(3 * c + axis) * SIZE + lane] = row[lane] - 0.5 * (row.min() + row.max())
+    return atom, filled, kind, places, low, high, own
+
+
+@compiled
+def box_distances(low: Reals, high: Reals, shifts: Reals, first: int, second: int, t: int) -> tuple[float, float]:
+    """Squares of the smallest and of the largest distance that points in two boxes can have, the second one moved."""
+    nearest, farthest = 0.0, 0.0
+    for axis in range(3):
+        shift = shifts[3 * t + axis]
+        a = low[3 * second + axis] + shift - high[3 * first + axis]
+        b = low[3 * first + axis] - high[3 * second + axis] - shift
+        gap = max(0.0, a, b)
+        span = max(-a, -b)
+        nearest += gap * gap
+        farthest += span * span
+    return nearest, farthest
+
+
+@compiled
+def second_atoms(
+    coord: Reals, low: Reals, high: Reals, shifts: Reals, first: int, second: int, t: int, columns: Singles
+) -> None:
+    """Positions of the moved second cluster counted from the middle of the box of the first, into `columns` (48,)."""
+    for axis in range(3):
+        offset = shifts[3 * t + axis] - 0.5 * (low[3 * first + axis] + high[3 * first + axis])
+        start = (3 * second + axis) * SIZE
+        for lane in range(SIZE):
+            columns[axis * SIZE + lane] = coord[start + lane] + offset
