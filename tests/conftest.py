@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from aimnet2mult.calculators import ase as calculator_module
 from aimnet2mult.calculators.evaluation import Evaluation
 from aimnet2mult.configs.metadata import FidelityInfo, PotentialMetadata
 from aimnet2mult.configs.model import ModelConfig
+from aimnet2mult.engine import warmup
 from aimnet2mult.models.files import script_potential, write_potential
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
@@ -73,6 +76,16 @@ def write_fidelity(network: MultiFidelityNetwork, info: FidelityInfo, prefix: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     write_potential(path, script_potential(Potential(single, SelfAtomicEnergy(sae), [Springs()])), metadata)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_kernels() -> None:
+    """Calculators take the fast path wherever they can: its kernels are compiled before the first test.
+
+    Where AIMNET2MULT_NO_WARMUP is set and they are not compiled yet, all tests run on the programs of the files.
+    """
+    if find_spec("numba") is not None and not os.environ.get(warmup.NO_WARMUP):
+        warmup.compile_kernels(lambda line: None)
 
 
 @pytest.fixture(scope="session")

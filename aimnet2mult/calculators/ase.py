@@ -17,7 +17,7 @@ from ase.outputs import Properties, all_outputs
 from numpy.typing import NDArray
 
 from aimnet2mult.calculators.batch import checked_systems, evaluate_batches
-from aimnet2mult.calculators.evaluation import Evaluation, door, evaluate, own_settings
+from aimnet2mult.calculators.evaluation import Evaluation, Surroundings, evaluate
 from aimnet2mult.calculators.fidelities import Fidelities, all_fidelities
 from aimnet2mult.calculators.hessian import hessian
 from aimnet2mult.calculators.inputs import (
@@ -31,10 +31,12 @@ from aimnet2mult.calculators.inputs import (
 )
 from aimnet2mult.calculators.locate import locate
 from aimnet2mult.calculators.members import COULOMB_METHODS, Changes, Committee, Potentials
-from aimnet2mult.calculators.neighbors import SystemLists, VerletLists
-from aimnet2mult.calculators.preparation import CHARGED_CELL, Prepared, is_charged_ewald, look_up, needs_lists
+from aimnet2mult.calculators.neighbors import VerletLists
+from aimnet2mult.calculators.preparation import CHARGED_CELL, Prepared, is_charged_ewald, look_up
+from aimnet2mult.calculators.reference import door, listed
 from aimnet2mult.calculators.results import ase_results
 from aimnet2mult.calculators.runtime_dispersion import RuntimeDispersion
+from aimnet2mult.calculators.torch_modes import own_settings
 from aimnet2mult.calculators.vibrations import Vibrations, vibrations_of
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.errors import InputError
@@ -266,10 +268,9 @@ class AIMNet2MultCalculator(Calculator):
             forces = bool({"forces", "forces_std", "stress"} & {*properties})
             stress = forces and system.n_periodic == 3  # optimisers and barostats want both: one pass, little more work
             committee = self._potentials.committee()
-            lists = [self._look_up(system, committee)] if needs_lists(system) else []
-            device = torch.device(self.parameters["device"])
+            around = self._look_up(system, committee)
             with committee.lock:
-                (found,) = evaluate(committee.modules, [system], lists, committee.dispersion, device, stress, forces)
+                (found,) = evaluate(committee.evaluator, [system], [around], committee.dispersion, stress, forces)
             self.results = ase_results(found, system)
             self.atoms = atoms.copy()
             self._state = wanted_state(atoms.info, self.charge, self.mult)
@@ -308,8 +309,7 @@ class AIMNet2MultCalculator(Calculator):
             systems = checked_systems(structures, self.charge, self.mult, self.metadata, with_stress)
             for system in systems:
                 self._warn_of_background(system, committee)
-            device = torch.device(self.parameters["device"])
-            return evaluate_batches(committee, systems, device, stress, forces, memory)
+            return evaluate_batches(committee, systems, stress, forces, memory)
 
     def all_fidelities(self, atoms: Atoms) -> Fidelities:
         """Energy, forces and charges at every fidelity compiled beside this one, and their spread.
@@ -322,9 +322,8 @@ class AIMNet2MultCalculator(Calculator):
         InputError
             No fidelity can be asked about this structure.
         """
-        device = torch.device(self.parameters["device"])
         with self._lock:
-            return all_fidelities(self._potentials, atoms, self.charge, self.mult, device)
+            return all_fidelities(self._potentials, atoms, self.charge, self.mult)
 
     def get_hessian(self, atoms: Atoms | None = None) -> NDArray[np.float64]:
         """Second derivatives of the energy, (3N, 3N) in eV/Å^2, exact and in float64 whatever `dtype` is.
@@ -355,10 +354,9 @@ class AIMNet2MultCalculator(Calculator):
         with self._lock:
             system = checked_system(self._structure(atoms), self.charge, self.mult, self._potentials.metadata)
             committee = self._potentials.committee(precise=True)
-            lists = [self._look_up(system, committee)] if needs_lists(system) else []
-            device = torch.device(self.parameters["device"])
-            with own_settings(device, False):
-                data = door([system], lists, device)
+            around = self._look_up(system, committee)
+            with own_settings(committee.device, False):
+                data = door([system], listed([around]), committee.device)
         return Prepared(committee.modules, data, system, committee.dispersion, committee.lock)
 
     def _structure(self, atoms: Atoms | None) -> Atoms:
@@ -384,7 +382,7 @@ class AIMNet2MultCalculator(Calculator):
         several = len(potentials.committee().modules) > 1
         self.implemented_properties = [*PROPERTIES, *(DEVIATIONS if several else ())]
 
-    def _look_up(self, system: System, committee: Committee) -> SystemLists:
+    def _look_up(self, system: System, committee: Committee) -> Surroundings:
         self._warn_of_background(system, committee)
         return look_up(system, committee, self._verlet)
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from ase import Atoms
 
-from aimnet2mult.calculators.evaluation import Evaluation, evaluate
+from aimnet2mult.calculators.engine_evaluator import EngineEvaluator
+from aimnet2mult.calculators.evaluation import Evaluation, Surroundings, evaluate
 from aimnet2mult.calculators.inputs import System, check_defined, checked_system
 from aimnet2mult.calculators.members import Committee
-from aimnet2mult.calculators.neighbors import SystemLists, VerletLists
+from aimnet2mult.calculators.neighbors import VerletLists
 from aimnet2mult.calculators.preparation import look_up, needs_lists
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.errors import InputError
@@ -30,16 +31,18 @@ class Costs(NamedTuple):
 
 
 def costs(committee: Committee) -> Costs:
-    """What a network of this size takes.
+    """What networks of this size take.
 
-    The counts of floats are those that a network stores for its gradient, times factors that were measured with the
-    published size: 80 kB per atom, 2 kB per pair, 10 kB per neighbour.
+    In PyTorch the counts of floats are those that a network stores for its gradient, times factors that were measured
+    with the published size: 80 kB per atom, 2 kB per pair, 10 kB per neighbour.
     """
     settings = committee.metadata.model["kwargs"]
     shifts, channels = settings["aev"]["nshifts_s"], settings["nfeature"] + settings["num_charge_channels"]
     passes = len(settings["hidden"])
     layers = sum(sum(widths) for widths in settings["hidden"])
     inputs = passes * channels * (2 * shifts + settings["ncomb_v"])
+    if isinstance(committee.evaluator, EngineEvaluator):
+        return Costs(8 * (layers + inputs), 200 if committee.evaluator.needs_lists else 0, 8 * shifts)
     size = 8 if committee.double else 4
     return Costs(3 * size * (layers + inputs), 30 * size * shifts, 9 * size * shifts * channels)
 
@@ -55,7 +58,7 @@ class _Batch:
 
     listed: bool
     places: list[int] = field(default_factory=list)
-    lists: list[SystemLists] = field(default_factory=list)
+    surroundings: list[Surroundings] = field(default_factory=list)
     width: int = 0  # pairs of an atom, padding included
 
 
@@ -84,19 +87,14 @@ def checked_systems(
 
 
 def evaluate_batches(
-    committee: Committee,
-    systems: Sequence[System],
-    device: torch.device,
-    stress: bool,
-    forces: bool,
-    memory: int | None,
+    committee: Committee, systems: Sequence[System], stress: bool, forces: bool, memory: int | None = None
 ) -> list[Evaluation]:
     """Evaluate structures of any sizes, in the order given; see `aimnet2mult.calculators.ase` for the arguments."""
     found: dict[int, Evaluation] = {}
-    for batch in _batches(systems, committee, memory or budget(device)):
+    for batch in _batches(systems, committee, memory or budget(committee.device)):
         chosen = [systems[place] for place in batch.places]
         with committee.lock:
-            results = evaluate(committee.modules, chosen, batch.lists, committee.dispersion, device, stress, forces)
+            results = evaluate(committee.evaluator, chosen, batch.surroundings, committee.dispersion, stress, forces)
         found |= dict(zip(batch.places, results, strict=True))
     return [found[place] for place in range(len(systems))]
 
@@ -108,8 +106,8 @@ def _batches(systems: Sequence[System], committee: Committee, memory: int) -> It
         system = systems[place]
         listed, n_slots = needs_lists(system), len(system.numbers)
         with _named(place):
-            lists = [look_up(system, committee, VerletLists(skin=0.0))] if listed else []
-        own = lists[0].neighbor.shape[1] if listed else n_slots
+            around = look_up(system, committee, VerletLists(skin=0.0))
+        own = around.lists.neighbor.shape[1] if around.lists is not None else n_slots
         width = max(batch.width, own)
         per_atom = cost.per_atom + width * (cost.per_neighbor if listed else cost.per_pair)
         needed = (len(batch.places) + 1) * n_slots * per_atom
@@ -118,7 +116,7 @@ def _batches(systems: Sequence[System], committee: Committee, memory: int) -> It
             batch, width = _Batch(listed), own
         batch.listed, batch.width = listed, width
         batch.places.append(place)
-        batch.lists += lists
+        batch.surroundings.append(around)
     if batch.places:
         yield batch
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from ase import Atoms
 from numpy.typing import NDArray
 
@@ -27,9 +26,7 @@ class Fidelities(NamedTuple):
     charges_std: NDArray[np.float64]  # (N,) e
 
 
-def all_fidelities(
-    potentials: Potentials, atoms: Atoms, charge: int | None, mult: int | None, device: torch.device
-) -> Fidelities:
+def all_fidelities(potentials: Potentials, atoms: Atoms, charge: int | None, mult: int | None) -> Fidelities:
     """Energy, forces and charges at every fidelity; see `AIMNet2MultCalculator.all_fidelities`.
 
     Raises
@@ -43,7 +40,7 @@ def all_fidelities(
         try:
             chosen = potentials.at(info.index)
             system = checked_system(atoms, charge, mult, chosen.metadata)
-            (found[info.name],) = evaluate_batches(chosen.committee(), [system], device, False, True, None)
+            (found[info.name],) = evaluate_batches(chosen.committee(), [system], stress=False, forces=True)
         except InputError as error:
             without[info.name] = str(error).removeprefix("structure 0: ")
     if not found:

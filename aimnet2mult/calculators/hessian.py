@@ -12,8 +12,8 @@ from ase.calculators.calculator import CalculationFailed
 from ase.data import atomic_masses
 from numpy.typing import NDArray
 
-from aimnet2mult.calculators.evaluation import STOPPED, own_settings, stopped
 from aimnet2mult.calculators.preparation import Prepared
+from aimnet2mult.calculators.torch_modes import STOPPED, own_settings, stopped
 from aimnet2mult.errors import InputError
 from aimnet2mult.models import hessian as derivatives
 

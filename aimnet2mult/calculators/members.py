@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from aimnet2mult.calculators.evaluation import one_thread_if_forked
+from aimnet2mult.calculators.evaluation import Evaluator
+from aimnet2mult.calculators.evaluators import evaluator_of
 from aimnet2mult.calculators.inputs import checked_device
 from aimnet2mult.calculators.locate import locate_siblings
 from aimnet2mult.calculators.runtime_dispersion import RuntimeDispersion
+from aimnet2mult.calculators.torch_modes import one_thread_if_forked
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.errors import InputError, ModelFileError
 from aimnet2mult.models.files import LoadedPotential, load_potential
@@ -50,6 +52,8 @@ class Committee:
     double: bool  # whether the networks run in float64
     coulomb: frozenset[str]  # methods of the long-range Coulomb energies inside
     dispersion: RuntimeDispersion | None
+    device: torch.device
+    evaluator: Evaluator = field(compare=False, repr=False)
     # held while the modules run: copies of a calculator share them, and a Hessian changes their settings meanwhile
     lock: AbstractContextManager[bool] = field(default_factory=threading.RLock, compare=False, repr=False)
 
@@ -178,8 +182,10 @@ def load_committee(files: Sequence[Source], device: torch.device, changes: Chang
             parameter.requires_grad_(False)
         _apply(changes, member)
     methods = {_coulomb_method(head) for member in loaded for head in _coulomb(member.module)}
+    metadata = _joint_metadata(loaded)
+    evaluator = evaluator_of(loaded, device, changes.double)
     modules = tuple(member.module for member in loaded)
-    return Committee(modules, _joint_metadata(loaded), changes.double, frozenset(methods), changes.dispersion)
+    return Committee(modules, metadata, changes.double, frozenset(methods), changes.dispersion, device, evaluator)
 
 
 def file_digest(path: Path) -> str:

@@ -42,7 +42,7 @@ class Nearest(NamedTuple):
 class SystemLists(NamedTuple):
     """The lists of one system, in the form that potentials take."""
 
-    neighbor: NDArray[np.int64]  # (N, M) neighbours within the cutoff of the network, -1 = padding
+    neighbor: NDArray[np.int64]  # (N, M) neighbours within the cutoff of the network, -1 = padding; not for the engine
     shift: NDArray[np.int32]  # (N, M, 3)
     pairs: FlatPairs  # for Coulomb and dispersion, each pair once
     nearest: Nearest | None = None  # None: no atom has a neighbour
@@ -111,10 +111,10 @@ class VerletLists:
         frame
             Positions and cell.
         cutoff, pair_cutoff
-            Å, of the network and of Coulomb and dispersion (0: no pair list).
+            Å, of the network and of Coulomb and dispersion (0: no list).
         """
         if not self._still_valid(frame, (cutoff, pair_cutoff)):
-            self._near = find_pairs(frame, cutoff + self._skin, each_once=False)
+            self._near = find_pairs(frame, cutoff + self._skin, each_once=False) if cutoff > 0 else _no_pairs()
             self._far = find_pairs(frame, pair_cutoff + self._skin, each_once=True) if pair_cutoff > 0 else _no_pairs()
             self._built = Frame(frame.coord.copy(), frame.cell.copy())
             self._cutoffs = (cutoff, pair_cutoff)
@@ -139,7 +139,7 @@ class VerletLists:
             coord, shrink = before.coord @ deform, float(np.linalg.svd(deform, compute_uv=False)[-1])
         moved = frame.coord - coord
         moved -= moved.mean(axis=0)  # a drift of the whole system changes no distance
-        room = min(shrink * (cutoff + self._skin) - cutoff for cutoff in cutoffs if cutoff > 0)
+        room = min((shrink * (cutoff + self._skin) - cutoff for cutoff in cutoffs if cutoff > 0), default=np.inf)
         return room > 0 and bool(np.einsum("nc,nc->n", moved, moved).max() < (0.5 * room) ** 2)
 
 

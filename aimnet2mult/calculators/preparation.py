@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from aimnet2mult.calculators.engine_evaluator import EngineEvaluator
+from aimnet2mult.calculators.evaluation import Surroundings
 from aimnet2mult.calculators.inputs import CLOSEST, System, too_near
 from aimnet2mult.calculators.members import Committee
 from aimnet2mult.calculators.neighbors import Frame, SystemLists, VerletLists
@@ -35,14 +37,45 @@ def needs_lists(system: System) -> bool:
     return system.n_periodic > 0 or len(system.numbers) > ALL_PAIRS_UP_TO
 
 
-def look_up(system: System, committee: Committee, verlet: VerletLists) -> SystemLists:
-    """Neighbour lists of a system.
+def look_up(system: System, committee: Committee, verlet: VerletLists) -> Surroundings:
+    """What the evaluator of a committee has to know about the surroundings of the atoms of a system.
 
     Raises
     ------
     InputError
         Two atoms or images are nearer than 0.3 Å, or the Coulomb energy is not defined for this periodicity.
     """
+    if system.n_periodic > 0:
+        _check_lattice_sums(system, committee)
+    if isinstance(committee.evaluator, EngineEvaluator):
+        return _for_engine(system, committee.evaluator, verlet)
+    if not needs_lists(system):
+        return Surroundings(None, None)
+    pair_cutoff = committee.pair_cutoff(len(system.numbers), system.volume)
+    lists = verlet.update(Frame(system.coord, system.cell), committee.metadata.cutoff, pair_cutoff)
+    nearest = lists.nearest
+    if nearest is not None and nearest.distance < CLOSEST:
+        raise too_near(nearest.first, nearest.second, nearest.distance, nearest.images)
+    return Surroundings(lists, None)
+
+
+def _for_engine(system: System, evaluator: EngineEvaluator, verlet: VerletLists) -> Surroundings:
+    from aimnet2mult.engine.edges import find_edges
+
+    edges, nearest = find_edges(system.coord, system.cell, evaluator.cutoff)
+    if nearest is not None and nearest.square < CLOSEST**2:
+        first, second = sorted((nearest.first, nearest.second))
+        raise too_near(first, second, nearest.square**0.5, bool(nearest.shift.any()))
+    lists: SystemLists | None = None
+    if evaluator.needs_lists and needs_lists(system):
+        cutoff = evaluator.cutoff if evaluator.needs_rows else 0.0
+        pair_cutoff = evaluator.pair_cutoff(len(system.numbers), system.volume)
+        lists = verlet.update(Frame(system.coord, system.cell), cutoff, pair_cutoff)
+    return Surroundings(lists, edges)
+
+
+def _check_lattice_sums(system: System, committee: Committee) -> None:
+    """Refuse periodic systems whose Coulomb energy or D4 charges the potentials do not define."""
     if system.n_periodic in (1, 2) and committee.coulomb & {"simple", "ewald"}:
         raise InputError(
             f"the long-range Coulomb energy of a system that is periodic in {system.n_periodic} of 3 directions is not "
@@ -58,13 +91,6 @@ def look_up(system: System, committee: Committee, verlet: VerletLists) -> System
             f"a cell of {system.volume:.1e} Å^3 is too large for its lattice sums; set pbc to False for a molecule, or "
             'use coulomb="dsf"'
         )
-    cutoff = committee.metadata.cutoff
-    pair_cutoff = committee.pair_cutoff(len(system.numbers), system.volume)
-    lists = verlet.update(Frame(system.coord, system.cell), cutoff, pair_cutoff)
-    nearest = lists.nearest
-    if nearest is not None and nearest.distance < CLOSEST:
-        raise too_near(nearest.first, nearest.second, nearest.distance, nearest.images)
-    return lists
 
 
 def is_charged_ewald(system: System, committee: Committee) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aimnet2mult import __version__
-from aimnet2mult.errors import AIMNet2MultError
+from aimnet2mult.training.interrupt import REPEAT, exit_code
 
 Verb = Callable[[Sequence[str]], int]
 
@@ -95,12 +95,35 @@ def _import(argv: Sequence[str]) -> int:
     return 0
 
 
+def _kernels(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="aimnet2mult kernels",
+        description="Compile the fast kernels for this machine now, which otherwise happens in the background.",
+    )
+    parser.parse_args(argv)
+    from importlib.util import find_spec
+
+    from aimnet2mult.errors import InputError
+
+    if find_spec("numba") is None:
+        raise InputError('the fast kernels need the package numba; install it with: pip install "aimnet2mult[fast]"')
+    from aimnet2mult.engine.warmup import compile_kernels
+
+    try:
+        folder = compile_kernels(lambda line: print(line, flush=True))
+    except OSError as error:
+        raise InputError(f"{error}; set NUMBA_CACHE_DIR to a folder that can be written") from None
+    print(f"the fast kernels for this machine are in {folder}")
+    return 0
+
+
 VERBS: dict[str, tuple[Verb, str]] = {
     "train": (_train, "train from a train.yaml and compile every fidelity"),
     "sae": (_sae, "fit self-atomic energies to HDF5 data"),
     "check": (_check, "check the data of a train.yaml and print the ledger of labels"),
     "compile": (_compile, "compile one fidelity of trained weights"),
     "import": (_import, "turn a published AIMNet2 file into weights to go on training from"),
+    "kernels": (_kernels, "compile the fast kernels for this machine now"),
     "info": (_info, "print what a model file (.jpt or .pt) holds"),
 }
 
@@ -118,11 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", choices=list(VERBS), metavar="VERB", help="what to do")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="arguments of the verb")
     args = parser.parse_args(argv)
-    try:
-        return VERBS[args.verb][0](args.rest)
-    except AIMNet2MultError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: VERBS[args.verb][0](args.rest), REPEAT)
 
 
 if __name__ == "__main__":
