@@ -45,6 +45,7 @@ from aimnet2mult.training.checkpoints import read_state
 from aimnet2mult.training.collate import Collate, make_loader
 from aimnet2mult.training.sampler import evaluation_batches
 from aimnet2mult.training.step import has_forces, predict
+from aimnet2mult.training.step_model import step_model
 from aimnet2mult.units import EV_PER_KCAL_MOL, MILLI
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "end_to_end_example"
@@ -241,7 +242,7 @@ def _wait(process: subprocess.Popen[bytes]) -> float:
 def _errors(folder: Path, which: str, tests: dict[int, Path], names: dict[int, str]) -> dict[int, dict[str, Any]]:
     weights = load_weights(folder / "model.pt")
     state = read_state(folder / "checkpoints" / f"{which}.pt")["ema"]
-    network = fill_network(MultiFidelityNetwork(weights.config), state).eval()
+    model = step_model(fill_network(MultiFidelityNetwork(weights.config), state).eval())
     labels = weights.fidelities[0].labels if len(tests) == 1 else ["energy", "forces"]
     dataset = MultiFidelityDataset(
         {i: FidelitySource(i, names[i], (p,)) for i, p in tests.items()}, labels, "error", 512
@@ -250,7 +251,7 @@ def _errors(folder: Path, which: str, tests: dict[int, Path], names: dict[int, s
     order = evaluation_batches(dataset.natoms_of, np.arange(len(dataset)), 128)
     energy, forces = np.zeros(len(dataset)), {i: [] for i in tests}
     for rows, batch in zip(order, make_loader(dataset, order, Collate(sae, labels), 0), strict=True):
-        found = predict(network, batch, has_forces(batch), create_graph=False)
+        found = predict(model, batch, has_forces(batch), create_graph=False)
         energy[rows] = (found["energy"] - batch.labels["energy"]).numpy()
         if "forces" in found:
             difference = (found["forces"] - batch.labels["forces"]).abs().mean(-1)

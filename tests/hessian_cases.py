@@ -20,11 +20,12 @@ from aimnet2mult.calculators.neighbors import Frame, VerletLists, door_entries
 from aimnet2mult.calculators.preparation import Prepared
 from aimnet2mult.calculators.runtime_dispersion import RuntimeDispersion
 from aimnet2mult.models.derivatives import forces_from_energy
-from aimnet2mult.models.dispersion import D3BJ
+from aimnet2mult.models.dispersion import D3BJ, DEFAULT_CUTOFFS
 from aimnet2mult.models.dispersion_d4 import D4
 from aimnet2mult.models.files import script_potential
 from aimnet2mult.models.hessian import hessian_by_differences
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
+from aimnet2mult.physics.d3 import D3Cutoffs
 from aimnet2mult.physics.functionals import resolve_d3
 from aimnet2mult.physics.functionals_d4 import resolve_d4
 
@@ -62,8 +63,8 @@ def loaded(eager: Potential) -> torch.jit.ScriptModule:
     return torch.jit.load(stream)
 
 
-def d3(s9: float = 0.0) -> D3BJ:
-    return D3BJ(ELEMENTS, resolve_d3("pbe0", s9=s9).parameters)
+def d3(s9: float = 0.0, cutoffs: D3Cutoffs = DEFAULT_CUTOFFS) -> D3BJ:
+    return D3BJ(ELEMENTS, resolve_d3("pbe0", s9=s9).parameters, cutoffs)
 
 
 def d4() -> D4:

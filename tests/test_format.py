@@ -143,7 +143,7 @@ BAD["coincident atoms"]["coord"][2, 2] = BAD["coincident atoms"]["coord"][2, 0] 
 @pytest.mark.parametrize("reason", BAD)
 def test_bad_rows_are_named_or_skipped(tmp_path: Path, reason: str) -> None:
     path = write(tmp_path / "a.h5", {"003": BAD[reason]})
-    with pytest.raises(DataError, match=r"a\.h5: group 003, row 2: .*on_bad_rows: skip"):
+    with pytest.raises(DataError, match=r"a\.h5: group 003, row 2: \w+: .*on_bad_rows: skip"):
         dataset(path)
     data = dataset(path, "skip")
     assert dict(data.counts[0].bad) == {reason: 1}

@@ -21,6 +21,7 @@ from run_case import (
 )
 
 from aimnet2mult.configs.train import load_train_config
+from aimnet2mult.errors import ConfigError
 from aimnet2mult.models.files import load_potential, load_weights
 from aimnet2mult.training.cli_args import main
 from aimnet2mult.training.engine import Trainer
@@ -66,7 +67,7 @@ def test_one_go_makes_everything(case, capsys):
         assert float(row["share_requested_fid0"]) == float(row["share_realised_fid0"]) == 0.75
         assert float(row["val_forces_mae_fid0"]) > 0
         assert row["val_forces_mae_fid1"] == ""
-    errors = list(csv.DictReader((folder / "errors.csv").open()))
+    errors = list(csv.DictReader((folder / "errors.csv").read_text().splitlines()))
     assert {row["set"] for row in errors} == {"validation", "test"}
     assert {(row["name"], row["label"]) for row in errors} >= {("full", "forces"), ("energies", "energy")}
 
@@ -139,7 +140,10 @@ def test_a_cut_off_metrics_file_is_mended(case):
 
 def test_settings_of_the_optimiser_may_change(case, capsys):
     train(load_train_config(case, ["trainer.epochs=1"]))
-    train(load_train_config(case, ["trainer.epochs=2", "optimizer.kwargs.lr=1e-4"]))
+    changed = load_train_config(case, ["trainer.epochs=2", "optimizer.kwargs.lr=1e-4"])
+    with pytest.raises(ConfigError, match=r"optimizer.kwargs.lr is 0.0001 but .* with 0.005; .*add --accept-changes"):
+        train(changed)
+    train(changed, accept_changes=True)
     assert "changed since the checkpoint: optimizer.kwargs.lr: 0.005 -> 0.0001" in capsys.readouterr().out
     assert float(rows(case.parent / "out")[1]["learning_rate"]) <= 1e-4
 
@@ -147,7 +151,7 @@ def test_settings_of_the_optimiser_may_change(case, capsys):
 def test_changed_hyper_parameters_take_effect(case):
     change = "optimizer.kwargs={lr: 5e-3, weight_decay: 0.5, betas: [0.8, 0.9], eps: 1e-6}"
     train(load_train_config(case, ["trainer.epochs=1"]))
-    train(load_train_config(case, ["trainer.epochs=2", change]))
+    train(load_train_config(case, ["trainer.epochs=2", change]), accept_changes=True)
     groups = state(case.parent / "out")["optimizer"]["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
     assert all(tuple(group["betas"]) == (0.8, 0.9) and group["eps"] == 1e-6 for group in groups)
@@ -161,7 +165,7 @@ def test_a_changed_selection_forgets_the_best(case, capsys, monkeypatch, epochs)
         patch.setattr(Trainer, "_selection", lambda *_: 1e-9)
         train(load_train_config(case, ["trainer.epochs=1", plateau]))
     stopping = "trainer.early_stopping={fidelity: 1, label: energy, metric: rmse, patience: 1}"
-    train(load_train_config(case, [f"trainer.epochs={epochs}", stopping, plateau]))
+    train(load_train_config(case, [f"trainer.epochs={epochs}", stopping, plateau]), accept_changes=True)
     progress, schedule = (state(case.parent / "out")[key] for key in ("progress", "schedule"))
     said = "now chosen by the rmse of energy of fidelity 1, not the loss" in capsys.readouterr().out
     assert said == (epochs == 2)
@@ -236,7 +240,7 @@ def test_load_starts_from_weights(case, capsys):
 
 def test_no_force_labels_no_forces_term(case, monkeypatch):
     calls = []
-    import aimnet2mult.training.step as step
+    import aimnet2mult.training.step_model as step
 
     original = step.forces_from_energy
     monkeypatch.setattr(

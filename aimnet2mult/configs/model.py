@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from aimnet2mult.configs.settings import Settings
 from aimnet2mult.configs.yaml_io import read_yaml, validated
+from aimnet2mult.configs.yaml_lines import KeyLines
 
 Width = Annotated[int, Field(ge=1, le=16384)]
 
@@ -204,4 +205,4 @@ def load_model_config(path: str | Path) -> ModelConfig:
     ConfigError
         The file is missing or not YAML, or a key or value is wrong; the message names it.
     """
-    return validated(ModelConfig, read_yaml(path), str(path))
+    return validated(ModelConfig, read_yaml(path), str(path), lines=KeyLines(path))

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, mod
 from aimnet2mult.configs.dispersion import DispersionSettings
 from aimnet2mult.configs.settings import Settings
 from aimnet2mult.configs.yaml_io import apply_overrides, read_yaml, validated
+from aimnet2mult.configs.yaml_lines import KeyLines
 from aimnet2mult.errors import ConfigError
 
 Input = Literal["coord", "numbers", "charge", "mult"]
@@ -264,6 +265,9 @@ class TrainerSettings(Settings):
     """How long, and with which safety devices."""
 
     epochs: Count = Field(100, description="number of epochs")
+    checkpoint_minutes: Positive | None = Field(
+        10.0, description="minutes between checkpoints inside an epoch; null: at the end of each epoch only"
+    )
     gradient_clip: Positive | None = Field(1.0, description="largest norm of the gradient; null: no limit")
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="decay of the running mean of weights that is validated and saved"
@@ -353,4 +357,5 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
     # a misspelt section is better told by the schema, which finds the right name
     if isinstance(data, dict) and not data.get("fidelities") and set(data) <= set(DataSettings.model_fields):
         raise ConfigError(f"{path}: data.fidelities: this option is required; list your data files there")
-    return validated(TrainConfig, values, str(path), context={"base": path.resolve().parent})
+    context = {"base": path.resolve().parent}
+    return validated(TrainConfig, values, str(path), context, KeyLines(path, overrides))

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from aimnet2mult.configs.yaml_lines import KeyLines
 from aimnet2mult.errors import ConfigError
 
 M = TypeVar("M", bound=BaseModel)
@@ -179,7 +180,13 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     return result
 
 
-def validated(schema: type[M], values: Mapping[str, Any], where: str, context: Mapping[str, Any] | None = None) -> M:
+def validated(
+    schema: type[M],
+    values: Mapping[str, Any],
+    where: str,
+    context: Mapping[str, Any] | None = None,
+    lines: KeyLines | None = None,
+) -> M:
     """Check `values` against a pydantic model.
 
     Parameters
@@ -192,22 +199,35 @@ def validated(schema: type[M], values: Mapping[str, Any], where: str, context: M
         Name of the file, put before each message.
     context
         Handed to the schema's own validators, for example the folder that relative paths start from.
+    lines
+        Lines of the file that the values come from.
 
     Raises
     ------
     ConfigError
         One line per problem, such as
-        ``train.yaml: data.samplers.train.batchsize: unknown option; did you mean 'batch_size'?``
+        ``train.yaml: line 31: data.samplers.train.batchsize: unknown option; did you mean 'batch_size'?``
     """
     try:
         return schema.model_validate(values, context=context)
     except ValidationError as error:
         problems: list[str] = []
-        for problem in error.errors(include_url=False):
-            line = f"{where}: {_sentence(schema, values, problem)}"
+        for found in error.errors(include_url=False):
+            problem = _misspelt_tag(found)
+            way = list(_visible(values, problem["loc"], keep_last=True))
+            line = f"{where}: {'' if lines is None else lines.at(way)}{_sentence(schema, values, problem)}"
             if line not in problems:
                 problems.append(line)
         raise ConfigError("\n".join(problems)) from None
+
+
+def _misspelt_tag(problem: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A missing key that tells kinds of settings apart, as the misspelt key that is there instead."""
+    if problem["type"] != "union_tag_not_found" or not isinstance(problem["input"], Mapping):
+        return problem
+    tag = str(problem["ctx"]["discriminator"]).strip("'")
+    close = get_close_matches(tag, map(str, problem["input"]), n=1)
+    return {**problem, "type": "extra_forbidden", "loc": (*problem["loc"], close[0])} if close else problem
 
 
 def _copied(value: Any) -> Any:

@@ -149,7 +149,13 @@ def has_coincident(coord: np.ndarray) -> np.ndarray:
 
 
 def describe_bad_row(columns: Mapping[str, np.ndarray], row: int, code: int) -> str:
-    """What is wrong with molecule `row` of a block, with its values and the remedy."""
+    """What is wrong with molecule `row` of a block: the column, and its values."""
+    first = REASONS[code].split()[0]
+    column = {"coordinates": "coord", "coincident": "coord", "atomic": "numbers"}.get(first, first)
+    return f"{column}: {_fault(columns, row, code)}"
+
+
+def _fault(columns: Mapping[str, np.ndarray], row: int, code: int) -> str:
     reason = REASONS[code]
     numbers = columns["numbers"][row].astype(np.int64)
     charge = float(columns["charge"][row])
@@ -159,16 +165,16 @@ def describe_bad_row(columns: Mapping[str, np.ndarray], row: int, code: int) -> 
         return f"atoms {pair} are closer than {MIN_DISTANCE} Å"
     if reason == "atomic number outside 1..118":
         bad = sorted({int(z) for z in numbers if not 1 <= z <= MAX_NUMBER})
-        return f"numbers hold {', '.join(map(str, bad))}; atomic numbers go from 1 to {MAX_NUMBER}"
+        return f"holds {', '.join(map(str, bad))}; atomic numbers go from 1 to {MAX_NUMBER}"
     if reason == "charge not an integer":
-        return f"charge is {charge:g}; molecular charges are whole numbers"
+        return f"{charge:g}; molecular charges are whole numbers"
     if reason == "mult not a positive integer":
-        return f"mult is {float(columns['mult'][row]):g}; multiplicities are 1, 2, 3, ..."
+        return f"{float(columns['mult'][row]):g}; multiplicities are 1, 2, 3, ..."
     if reason == "mult does not fit the electron count":
         electrons = int(numbers.sum() - charge)
         given = f"mult={float(columns['mult'][row]):g}" if "mult" in columns else "mult=1 (no mult in the file)"
         return f"{given} does not fit {electrons} electrons (charge {charge:+g})"
     column = next((name for name in LIMITS if reason == _beyond_reason(name)), None)
     if column is not None:
-        return f"{column} reaches {float(np.abs(columns[column][row]).max()):g}, beyond {LIMITS[column][1]}"
-    return f"{reason} (NaN or infinite)"
+        return f"reaches {float(np.abs(columns[column][row]).max()):g}, beyond {LIMITS[column][1]}"
+    return "not finite (NaN or infinite)"

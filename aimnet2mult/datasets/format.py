@@ -23,6 +23,7 @@ Other datasets and all attributes are ignored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ LABELS = ("energy", "forces", "charges", "spin_charges")
 IDENTITIES = ("molecule_id", "structure_id")
 GEOMETRIES_PER_MOLECULE = 1000  # structure_id // 1000 is the molecule
 COLUMNS = (*INPUTS, *LABELS, *IDENTITIES)
+MAX_ATOMS = 1_000_000  # of one molecule
+MAX_CHUNK = 256 << 20  # bytes that HDF5 unpacks at once
 _REQUIRED = ("coord", "numbers", "charge")
 _REAL = "a real number type"
 _INTEGER = "an integer type"
@@ -84,6 +87,30 @@ class H5File:
         return {key for group in self.groups.values() for key in group.keys}
 
 
+def _inside(path: Path, parent: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """What `name` stands for, when it is in this very file."""
+    if isinstance(parent.get(name, getlink=True), h5py.ExternalLink):
+        raise DataError(f"{path}: {parent.name.rstrip('/')}/{name} is a link to another file; list that file instead")
+    return parent[name]
+
+
+def _check_stored(path: Path, where: str, column: h5py.Dataset) -> None:
+    """Refuse values that are not in this file: HDF5 reads what was never written as zeros."""
+    if column.is_virtual or column.external:
+        raise DataError(f"{path}: {where} keeps its values in other files; copy them into this one")
+    chunks = 1
+    if column.chunks is not None:
+        if math.prod(column.chunks) * column.dtype.itemsize > MAX_CHUNK:
+            raise DataError(
+                f"{path}: {where} is stored in chunks above {MAX_CHUNK >> 20} MiB; store it in smaller ones"
+            )
+        chunks = math.prod(-(-size // step) for size, step in zip(column.shape, column.chunks, strict=True))
+    written = int(column.id.get_storage_size() > 0) if column.chunks is None else column.id.get_num_chunks()
+    if written < chunks:
+        rows = "" if written == 0 else f" beyond {written} of {chunks} chunks"
+        raise DataError(f"{path}: {where} was never filled{rows}; write the values, or leave the dataset out")
+
+
 def column_shape(name: str, natoms: int) -> tuple[int, ...]:
     """Shape of one molecule's entry in column `name`, for `natoms` atoms."""
     if name in ("coord", "forces"):
@@ -107,8 +134,9 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
             yield handle
     except PermissionError as error:
         raise DataError(f"{path} may not be read by this user; change its permissions") from error
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); the file is damaged or truncated, copy it again") from error
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:  # damage shows in many ways
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read ({reason}); the file is damaged or truncated, copy it again") from error
 
 
 def open_checked(path: str | Path, *, require_energy: bool = True) -> H5File:
@@ -132,7 +160,7 @@ def open_checked(path: str | Path, *, require_energy: bool = True) -> H5File:
     notes: list[str] = []
     with open_h5(path) as handle:
         for name in handle:
-            item = handle[name]
+            item = _inside(path, handle, name)
             if not isinstance(item, h5py.Group):
                 raise DataError(
                     f"{path}: dataset {name!r} stands at the top level; this format has one group per atom count,"
@@ -157,8 +185,8 @@ def open_checked(path: str | Path, *, require_energy: bool = True) -> H5File:
 
 def _group_info(path: Path, name: str, group: h5py.Group, require_energy: bool) -> GroupInfo | None:
     """Check one group; None when it holds no molecule."""
-    keys = tuple(key for key in group if isinstance(group.get(key), h5py.Dataset))
     where = f"{path}: group {name}"
+    keys = tuple(key for key in group if isinstance(_inside(path, group, key), h5py.Dataset))
     if not keys or ("coord" in keys and group["coord"].shape[:1] == (0,)):
         return None
     for key in (*_REQUIRED, "energy") if require_energy else _REQUIRED:
@@ -175,6 +203,8 @@ def _group_info(path: Path, name: str, group: h5py.Group, require_energy: bool) 
         )
     if natoms == 0:
         return None
+    if natoms > MAX_ATOMS:
+        raise DataError(f"{where} holds molecules of {natoms:,} atoms; at most {MAX_ATOMS:,} are read")
     for key in keys:
         if key in COLUMNS:
             _check_column(path, f"{name}/{key}", group[key], (n, *column_shape(key, natoms)))
@@ -191,6 +221,8 @@ def _group_info(path: Path, name: str, group: h5py.Group, require_energy: bool) 
 def _check_column(path: Path, where: str, column: h5py.Dataset, expected: tuple[int, ...]) -> None:
     if column.shape != expected:
         raise DataError(f"{path}: {where} has shape {column.shape}; expected {expected}")
+    _check_stored(path, where, column)
     kinds, wanted = _KINDS.get(where.split("/")[-1], _FLOATS)
-    if column.dtype.kind not in kinds:
+    # what is wider than 8 bytes has as many layouts as there are machines
+    if column.dtype.kind not in kinds or column.dtype.itemsize > 8:
         raise DataError(f"{path}: {where} is stored as {column.dtype}; expected {wanted}, store it again as such")

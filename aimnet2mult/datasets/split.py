@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,13 @@ class SplitIndices(NamedTuple):
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the sample numbers."""
+        digest = hashlib.sha256()
+        for side in self:
+            digest.update(f"{len(side)}\n".encode() + np.ascontiguousarray(side, dtype="<i8").tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

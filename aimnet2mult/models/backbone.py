@@ -65,19 +65,20 @@ class Backbone(nn.Module):
         features = self.embedding(numbers, fidelity)
         update = self.first(self._environment(features, features[:, :0], basis, pairs, index))
         charges = torch.zeros_like(update[:, : self.n_channels], dtype=torch.float64)
-        features, charges = self._advance(update, features, charges, totals, index)
+        features, charges = self.advance(update, features, charges, totals, index)
         for layer in self.middle:
             update = layer(self._environment(features, charges, basis, pairs, index))
-            features, charges = self._advance(update, features, charges, totals, index)
+            features, charges = self.advance(update, features, charges, totals, index)
         return AtomState(self.last(self._environment(features, charges, basis, pairs, index)), charges)
 
     def _environment(self, features: Tensor, charges: Tensor, basis: Tensor, pairs: Pairs, index: AtomIndex) -> Tensor:
         q = charges.to(features.dtype)
         return torch.cat([features, q, self.convolution(features, q, basis, pairs, index)], dim=-1)
 
-    def _advance(
+    def advance(
         self, update: Tensor, features: Tensor, charges: Tensor, totals: Tensor, index: AtomIndex
     ) -> tuple[Tensor, Tensor]:
+        """Features and charges after an update (n, 2 C + F): charges, their weights, features."""
         c = self.n_channels
         charges = self.equilibration(charges + update[:, :c], update[:, c : 2 * c], totals, index)
         return features + update[:, 2 * c :], charges

@@ -1,8 +1,7 @@
-"""Weights files (.pt) and compiled potentials (.jpt); the one module that says torch.jit.
+"""Weights files (.pt) and compiled potentials (.jpt); with `program`, the one module that says torch.jit.
 
 Nothing in a file is executed while it is loaded: weights load with ``weights_only=True``; the metadata of a compiled
-potential is read from its archive and checked before the program is; and programs that would run code of their own at
-loading are refused. A potential that is then evaluated does run, with what TorchScript offers to it.
+potential is read from its archive and checked before the program is; see `program` for what programs may hold.
 """
 
 from __future__ import annotations
@@ -10,29 +9,29 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from torch import Tensor
 
 from aimnet2mult.configs.metadata import FORMAT_VERSION, FidelityInfo, PotentialMetadata
 from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.configs.yaml_io import validated
-from aimnet2mult.errors import ModelFileError
+from aimnet2mult.errors import ConfigError, ModelFileError
 from aimnet2mult.files import atomic_path
+from aimnet2mult.models.archive import ARCHIVE_ERRORS, check_archive, first_line, seal, write_sealed
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential
+from aimnet2mult.models.program import load_program
 
 METADATA_NAME = "metadata.json"
-# what zipfile and json raise for damaged archives; RuntimeError: an entry that claims to be encrypted
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 _OURS = "give the model.pt of a training run"
 WEIGHTS_KIND = "aimnet2mult weights"
 
@@ -56,6 +55,16 @@ class Weights:
         ModelFileError
             The weights do not fit the configuration.
         """
+        # first without memory for the values: the configuration of a strange file may ask for any amount
+        with torch.device("meta"):
+            expected = MultiFidelityNetwork(self.config).state_dict()
+        wanted, found = _kinds(expected), _kinds(self.state)
+        wrong = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+        if wrong:
+            raise ModelFileError(
+                f"{self.path}: the weights do not fit the model configuration: {', '.join(wrong[:3])} missing, "
+                "left over, or of another shape"
+            )
         return fill_network(MultiFidelityNetwork(self.config), self.state)
 
 
@@ -111,9 +120,10 @@ def save_weights(
     }
     try:
         with atomic_path(path) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise ModelFileError(f"{path} cannot be written ({_first_line(error)}); make room or mend the folder") from None
+            write_sealed(temporary, content)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelFileError(f"{path} cannot be written ({reason}); make room or mend the folder") from None
 
 
 def load_weights(path: str | Path) -> Weights:
@@ -132,18 +142,34 @@ def load_weights(path: str | Path) -> Weights:
     try:
         return Weights(
             config=validated(ModelConfig, json.loads(content["model"]), str(path)),
-            state=content["weights"],
-            fidelities=[FidelityInfo.model_validate(entry) for entry in json.loads(content["fidelities"])],
-            provenance=content["provenance"],
-            sae=content.get("sae", {}),
+            state=_checked_state(path, content["weights"]),
+            fidelities=TypeAdapter(list[FidelityInfo]).validate_json(content["fidelities"]),
+            provenance=TypeAdapter(dict[str, str]).validate_python(content["provenance"]),
+            sae=TypeAdapter(dict[int, dict[int, FiniteFloat]]).validate_python(content.get("sae", {})),
             path=path,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelFileError(f"{path}: the description inside is malformed ({_first_line(error)})") from None
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise ModelFileError(f"{path}: the description inside is malformed ({first_line(error)})") from None
+
+
+def _checked_state(path: Path, state: Any) -> dict[str, Tensor]:
+    """The weights of a file that may come from anybody: real numbers by name, not more than the file has room for."""
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) and isinstance(k, str) for k, v in state.items()):
+        raise ValueError("the weights are not tensors by name")
+    if sum(value.numel() * value.element_size() for value in state.values()) > path.stat().st_size:
+        raise ValueError("the weights claim more numbers than the file holds")
+    if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+        raise ValueError("some weights are not finite")
+    return state
+
+
+def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Shape of each tensor, and whether it holds floating-point numbers."""
+    return {name: (tuple(value.shape), value.is_floating_point()) for name, value in state.items()}
 
 
 def read_archive(path: Path, remedy: str) -> Any:
-    """What `torch.save` wrote to `path`, after a test of every checksum, which `torch.load` itself leaves out.
+    """What `torch.save` wrote to `path`, after the checks of `check_archive`, which `torch.load` itself leaves out.
 
     Parameters
     ----------
@@ -157,25 +183,14 @@ def read_archive(path: Path, remedy: str) -> Any:
     ModelFileError
         The file is damaged or none that `torch.save` wrote from plain data and tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _check_sums(path, archive, remedy)
-            compiled = any("/code/" in name for name in archive.namelist())
-    except _ARCHIVE_ERRORS as error:
-        reason = _first_line(error)
-        raise ModelFileError(f"{path}: damaged, or another kind of file ({reason}); {remedy}") from None
-    if compiled:
+    if any("/code/" in name for name in check_archive(path, remedy)):
         raise ModelFileError(f"{path}: this is a compiled potential; {remedy}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many kinds for foreign content, with advice that is wrong for strange files
+    except pickle.UnpicklingError:  # with advice that is wrong for strange files
         raise ModelFileError(f"{path}: holds other things than tensors and plain data; {remedy}") from None
-
-
-def _check_sums(path: Path, archive: zipfile.ZipFile, remedy: str) -> None:
-    damaged = archive.testzip()
-    if damaged is not None:
-        raise ModelFileError(f"{path}: damaged ({damaged} fails its checksum); {remedy}")
+    except Exception as error:  # torch raises many kinds for what is damaged
+        raise ModelFileError(f"{path}: damaged ({first_line(error)[:80]}); {remedy}") from None
 
 
 def script_potential(potential: Potential) -> torch.jit.ScriptModule:
@@ -200,6 +215,7 @@ def write_potential(path: Path, module: torch.jit.ScriptModule, metadata: Potent
         complete = metadata.model_copy(update={"weights_sha256": state_digest(module.state_dict())})
         # to memory: when the writer of TorchScript itself meets a full disk, it aborts the interpreter
         torch.jit.save(module, stream, _extra_files={METADATA_NAME: complete.model_dump_json()})
+    seal(stream)
     path.write_bytes(stream.getbuffer())
 
 
@@ -212,46 +228,20 @@ def read_metadata(path: str | Path) -> PotentialMetadata:
         The file is missing, damaged, or not a potential compiled by this package.
     """
     path = _existing(path)
+    check_archive(path, "compile or copy it again")
     try:
         with zipfile.ZipFile(path) as archive:
-            _check_sums(path, archive, "compile or copy it again")
             names = [n for n in archive.namelist() if n.endswith(f"/extra/{METADATA_NAME}")]
             if len(names) != 1:
                 raise ModelFileError(f"{path}: not a potential compiled by aimnet2mult (no metadata inside)")
             values: dict[str, Any] = json.loads(archive.read(names[0]))
-    except _ARCHIVE_ERRORS as error:
-        raise ModelFileError(f"{path}: cannot be read as a compiled potential ({_first_line(error)})") from None
+    except ARCHIVE_ERRORS as error:
+        raise ModelFileError(f"{path}: cannot be read as a compiled potential ({first_line(error)})") from None
     _check_version(path, values.get("format_version") if isinstance(values, dict) else None)
     try:
         return PotentialMetadata.model_validate(values)
     except ValidationError as error:
         raise ModelFileError(f"{path}: the metadata inside is malformed ({error.error_count()} errors)") from None
-
-
-def load_program(path: Path, device: str | torch.device) -> torch.jit.ScriptModule:
-    """Load the program of a TorchScript archive that runs nothing at loading.
-
-    Raises
-    ------
-    ModelFileError
-        The program is damaged, or has code that TorchScript runs at loading.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sources = [name for name in archive.namelist() if name.partition("/")[2].startswith("code/")]
-            text = b"".join(archive.read(name) for name in sources if name.endswith(".py"))
-            text += b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".pkl"))
-    except _ARCHIVE_ERRORS as error:
-        raise ModelFileError(f"{path}: cannot be read as a compiled potential ({_first_line(error)})") from None
-    # an exported __setstate__ runs while the program is loaded, and so does the one of a custom C++ class
-    if b"__setstate__" in text or b"__torch__.torch.classes" in text:
-        raise ModelFileError(f"{path}: holds code that would run while it is loaded; do not use this file")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit.*", category=Warning)
-            return torch.jit.load(str(path), map_location=device)
-    except Exception as error:  # the TorchScript reader raises many kinds for a damaged program
-        raise ModelFileError(f"{path}: the program inside cannot be loaded ({_first_line(error)})") from None
 
 
 def load_potential(path: str | Path, device: str | torch.device = "cpu") -> LoadedPotential:
@@ -302,8 +292,3 @@ def _check_version(path: Path, version: object) -> None:
         raise ModelFileError(
             f"{path}: format version {version} is newer than this package knows ({FORMAT_VERSION}); update aimnet2mult"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

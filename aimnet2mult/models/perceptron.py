@@ -51,11 +51,16 @@ class FidelityLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n_fidelities, n, n_in) -> (n_fidelities, n, n_out)."""
+        weight, bias = self.stacked()
+        return torch.baddbmm(bias, x, weight)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Weights (n_fidelities, n_in, n_out) and biases (n_fidelities, 1, n_out)."""
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         if self.difference_weight is not None and self.difference_bias is not None:
             weight, bias = weight + self.difference_weight, bias + self.difference_bias
-        return torch.baddbmm(bias, x, weight)
+        return weight, bias
 
     def at_fidelity(self, fidelity: int) -> dict[str, Tensor]:
         """State of the layer that holds one fidelity alone."""
@@ -87,6 +92,11 @@ class FidelityPerceptron(nn.Module):
         widths = [n_in, *hidden, n_out]
         self.n_fidelities = n_fidelities
         self.layers = nn.ModuleList(FidelityLinear(n_fidelities, a, b, difference) for a, b in pairwise(widths))
+
+    @torch.jit.unused
+    def stacked(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights (n_fidelities, inputs, outputs) and biases (n_fidelities, 1, outputs) of each layer."""
+        return [layer.stacked() for layer in self.layers if isinstance(layer, FidelityLinear)]
 
     def forward(self, x: Tensor, fidelity: Tensor) -> Tensor:
         """Packed features (n, n_in) of atoms at `fidelity` (n,) -> (n, n_out)."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from aimnet2mult.datasets.reader import FidelitySource, MultiFidelityDataset
 from aimnet2mult.datasets.sae import SAEFit, fit_sae, write_sae
-from aimnet2mult.errors import AIMNet2MultError, ConfigError
+from aimnet2mult.errors import ConfigError
+from aimnet2mult.training.interrupt import REPEAT, exit_code
 
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf", ".he5")
 
@@ -20,7 +21,7 @@ def calc_sae(files: Sequence[Path], output: Path, on_bad_rows: str = "error") ->
     Raises
     ------
     ConfigError
-        The output looks like a data file.
+        The output looks like a data file, or cannot be written.
     DataError
         A data file cannot be used.
     """
@@ -34,7 +35,10 @@ def calc_sae(files: Sequence[Path], output: Path, on_bad_rows: str = "error") ->
     print(fit.format({index: dataset.name_of(index) for index, _ in fit.outliers}))
     for warning in (*dataset.notes, *fit.warnings):
         print(f"warning: {warning}", file=sys.stderr)
-    write_sae(output, fit.values, f"fitted to {', '.join(path.name for path in files)}: {fit.samples} samples")
+    try:
+        write_sae(output, fit.values, f"fitted to {', '.join(path.name for path in files)}: {fit.samples} samples")
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written ({error.strerror or error}); choose another place") from None
     print(f"wrote {output}")
     return fit
 
@@ -53,15 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="molecules with unusable values: stop or leave out",
     )
     arguments = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         calc_sae(arguments.files, arguments.output, arguments.on_bad_rows)
-    except AIMNet2MultError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {arguments.output} cannot be written ({error})", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work, REPEAT)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from aimnet2mult.datasets.checks import MAX_NUMBER
 from aimnet2mult.datasets.format import column_shape
@@ -91,6 +91,29 @@ class Collate:
         return terms.sum(axis=1)
 
 
+class _Arrays(NamedTuple):
+    """A batch on its way out of a worker: numpy arrays travel through a pipe, tensors would need shared memory."""
+
+    molecules: list[np.ndarray]
+    labels: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    names: list[str]
+
+    @classmethod
+    def of(cls, batch: Batch) -> _Arrays:
+        molecules = [tensor.numpy() for tensor in batch.molecules]
+        labels, masks = ({k: v.numpy() for k, v in part.items()} for part in (batch.labels, batch.masks))
+        return cls(molecules, labels, masks, batch.names)
+
+    def batch(self, pin: bool) -> Batch:
+        def tensor(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(values).pin_memory() if pin else torch.from_numpy(values)
+
+        molecules = Molecules(*map(tensor, self.molecules))
+        labels, masks = ({k: tensor(v) for k, v in part.items()} for part in (self.labels, self.masks))
+        return Batch(molecules, labels, masks, self.names)
+
+
 class _BatchReads(Dataset[Any]):
     """Batch i of a list, read in one call."""
 
@@ -100,9 +123,10 @@ class _BatchReads(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> Batch | AIMNet2MultError:
+    def __getitem__(self, index: int) -> Batch | _Arrays | AIMNet2MultError:
         try:
-            return self._collate(self._dataset.read(self._batches[index]))
+            batch = self._collate(self._dataset.read(self._batches[index]))
+            return batch if get_worker_info() is None else _Arrays.of(batch)
         except AIMNet2MultError as error:
             return error  # raised by the loader: an exception that crosses processes would drag a traceback in its text
 
@@ -111,7 +135,13 @@ class _Loader(DataLoader[Any]):
     """Loader that turns troubles of its workers into sentences."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        iterator = super().__iter__()
+        try:
+            iterator = super().__iter__()
+        except OSError as error:
+            raise TrainingError(
+                f"the processes that read data cannot be started ({error.strerror or error}); set data.num_workers to "
+                "0 or give the machine more (shared) memory"
+            ) from error
         while True:
             try:
                 item = next(iterator)
@@ -127,7 +157,7 @@ class _Loader(DataLoader[Any]):
                 raise
             if isinstance(item, AIMNet2MultError):
                 raise item
-            yield item
+            yield item.batch(pin=self.pin_memory) if isinstance(item, _Arrays) else item
 
 
 def _unchanged(batch: Any) -> Any:

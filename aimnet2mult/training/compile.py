@@ -16,7 +16,7 @@ from aimnet2mult.configs.model import load_model_config
 from aimnet2mult.configs.yaml_io import validated
 from aimnet2mult.datasets.sae import check_sae_covers
 from aimnet2mult.datasets.sae_file import read_sae
-from aimnet2mult.errors import AIMNet2MultError, ConfigError, DataError, ModelFileError
+from aimnet2mult.errors import ConfigError, DataError, ModelFileError
 from aimnet2mult.files import atomic_path
 from aimnet2mult.models.files import (
     Weights,
@@ -29,6 +29,7 @@ from aimnet2mult.models.files import (
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
 from aimnet2mult.training.dispersion import DispersionTerm, dispersion_term
+from aimnet2mult.training.interrupt import REPEAT, exit_code
 from aimnet2mult.training.provenance import provenance
 from aimnet2mult.training.selftest import SelfTestReport, run_selftest
 
@@ -186,15 +187,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = build_parser().parse_args(argv)
-    try:
-        asked = {name: getattr(args, name) for name in DispersionSettings.model_fields}
-        chosen = {name: value for name, value in asked.items() if value is not None}
-        dispersion = validated(DispersionSettings, chosen, "--dispersion")
-        compile_potential(args.weights, args.output, args.fidelity, args.sae, model=args.model, dispersion=dispersion)
-    except AIMNet2MultError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _compile(args), REPEAT)
+
+
+def _compile(args: argparse.Namespace) -> None:
+    asked = {name: getattr(args, name) for name in DispersionSettings.model_fields}
+    chosen = {name: value for name, value in asked.items() if value is not None}
+    dispersion = validated(DispersionSettings, chosen, "--dispersion")
+    compile_potential(args.weights, args.output, args.fidelity, args.sae, model=args.model, dispersion=dispersion)
 
 
 if __name__ == "__main__":

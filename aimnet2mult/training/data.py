@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from aimnet2mult.datasets.sae import (
 )
 from aimnet2mult.datasets.split import SplitIndices, read_split, split_by_molecule, write_split
 from aimnet2mult.errors import DataError
+from aimnet2mult.files import atomic_copy
 from aimnet2mult.training.collate import Collate, make_loader
 from aimnet2mult.training.logs import RunLog
 from aimnet2mult.training.processes import Processes
@@ -95,9 +95,12 @@ class TrainingData:
 
 
 def leave_signals_to_the_parent(_worker: int) -> None:
-    """Let Ctrl-C pass a worker process by, and SIGTERM end it: stopping a run is the business of its parent."""
+    """Let signals pass a worker process by: queues send them to all processes, and the parent ends its workers itself.
+
+    A worker whose parent is gone ends within seconds: it looks for its parent while it waits for work.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def open_data(settings: DataSettings) -> MultiFidelityDataset:
@@ -212,7 +215,7 @@ def _self_energies(
                 f"fitted to {', '.join(path.name for path in fidelity.files)}: {fit.samples} training samples",
             )
     if processes.first and fidelity.sae is not None and fidelity.sae != kept:
-        shutil.copyfile(fidelity.sae, kept)
+        atomic_copy(fidelity.sae, kept)
     return values
 
 

@@ -6,8 +6,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ from aimnet2mult.training.evaluate import Evaluation, evaluate
 from aimnet2mult.training.interrupt import StoppedError, StopRequest
 from aimnet2mult.training.logs import EpochLog
 from aimnet2mult.training.loss import LossValue, MTLoss
+from aimnet2mult.training.memory import keep_freed_memory
 from aimnet2mult.training.metrics import find_error
-from aimnet2mult.training.optim import LearningRate, build_optimizer, with_settings_of
+from aimnet2mult.training.optim import LearningRate, build_optimizer
 from aimnet2mult.training.processes import Processes
 from aimnet2mult.training.step import has_forces, predict, suspects, targets, to_device
+from aimnet2mult.training.step_model import step_model
 from aimnet2mult.types import Batch
 
 
@@ -82,6 +84,10 @@ class Trainer:
         Folder of the checkpoints.
     limit
         At most so many batches per epoch, of training and of validation; None: all.
+    check_folder
+        Called before anything is written; raises when the run folder is no longer this run's.
+    own
+        Optimisers by class path that the settings may name besides those of torch.
 
     Attributes
     ----------
@@ -100,20 +106,23 @@ class Trainer:
         log: EpochLog,
         folder: Path,
         limit: int | None = None,
+        check_folder: Callable[[], None] = lambda: None,
+        own: Mapping[str, Any] | None = None,
     ) -> None:
         self.loss, self.data, self.config, self.identity = loss, data, config, identity
-        self.processes, self.log, self.limit = processes, log, limit
+        self.processes, self.log, self.limit, self.check_folder = processes, log, limit, check_folder
         self.last, self.best = folder / "last.pt", folder / "best.pt"
-        self.model = processes.wrap(network)
+        self.model = processes.wrap(step_model(network))
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.progress = Progress(sums=self._no_sums())
         self.ema = MeanWeights(network)
-        optimizer = build_optimizer(network, config.optimizer)
+        optimizer = build_optimizer(network, config.optimizer, own or {})
         steps = config.trainer.epochs * max(1, len(self._train_batches(0)))
         self.parts = Parts(network, self.ema.ema_model, optimizer, LearningRate(optimizer, config.scheduler, steps))
         self._settle_selection()
         self.stop = StopRequest()
         self.bar: Any = None
+        self.started = self.saved = time.monotonic()  # the epoch under way; the last checkpoint
         self.engine = Engine(self._step)
         # exceptions reach the caller; the engine need not report them too
         self.engine.logger = logging.getLogger("aimnet2mult.training.engine")
@@ -125,8 +134,7 @@ class Trainer:
 
     def resume(self, content: Mapping[str, Any]) -> list[str]:
         """Go on from a checkpoint; returns notes for the log."""
-        optimizer = with_settings_of(self.parts.optimizer, content["optimizer"])
-        self.progress = restore({**content, "optimizer": optimizer}, self.parts.items())
+        self.progress = restore(content, self.parts.items(), self.progress.sums, self.last)
         if not self.processes.first:
             # the sums in a checkpoint are those of all processes
             self.progress.sums = dict.fromkeys(self.progress.sums, 0.0)
@@ -155,16 +163,23 @@ class Trainer:
         waited_enough = stopping is not None and self.progress.waited >= stopping.patience
         return self.progress.epoch >= self.config.trainer.epochs or waited_enough
 
-    def save(self, path: Path) -> None:
-        """Write the state; refuses to write weights that are not finite."""
+    def save(self, path: Path, progress: Progress | None = None) -> None:
+        """Write the state, with another progress where it is given; refuses to write weights that are not finite."""
+        self.saved = time.monotonic()
         if not self.processes.first:
             return
+        self.check_folder()
         if not all(bool(torch.isfinite(p).all()) for p in self.parameters):
             raise TrainingError(
                 f"the weights are not finite after epoch {self.progress.epoch}; {self.last} keeps the last good state; "
                 f"{self._remedy()}"
             )
-        save_state(path, self.identity, self.progress, self.parts.items())
+        progress = replace(progress or self.progress, log_bytes=self.log.length())
+        try:
+            save_state(path, self.identity, progress, self.parts.items())
+        except TrainingError:
+            self.check_folder()  # a folder that vanished just now explains more than a file that cannot be written
+            raise
 
     # ---- the loop ----------------------------------------------------------------------------------------------
 
@@ -178,6 +193,7 @@ class Trainer:
         StoppedError
             A signal came; the state is saved.
         """
+        keep_freed_memory()
         with self.stop.listening():
             if not self.last.exists():
                 self.save(self.last)
@@ -195,25 +211,31 @@ class Trainer:
             try:
                 while not self.finished:
                     self._epoch()
+                if self.processes.any(self.stop.made):  # while the last epoch was being saved
+                    raise self._stopped()
             finally:
                 self.bar.close()
 
     def _epoch(self) -> None:
-        started = time.monotonic()
+        self.started = time.monotonic()
         progress = self.progress
         batches = self._train_batches(progress.epoch)[progress.step :]
         if batches:
             # a fresh state for each epoch; the position in the run is kept in `progress`
             self.engine.run(self.data.loader(batches), max_epochs=1, epoch_length=len(batches))
         validation = None if self.processes.any(self.stop.made) else self._validate()
-        progress.seconds += time.monotonic() - started
+        seconds = time.monotonic() - self.started
+        progress.seconds += seconds
         # a signal may reach the processes at different moments, or one of them only: all decide together
         if self.processes.any(self.stop.made) or (self.data.val.size and validation is None):
             progress.sums = self._sums_of_all()
             self.save(self.last)
             self.bar.close()
-            raise StoppedError(self.stop.signum or signal.SIGTERM, self.last)
-        self._close_epoch(validation, time.monotonic() - started)
+            raise self._stopped()
+        self._close_epoch(validation, seconds)
+
+    def _stopped(self) -> StoppedError:
+        return StoppedError(self.stop.signum or signal.SIGTERM, self.last)
 
     def _train_batches(self, epoch: int) -> Sequence[Any]:
         return self.data.sampler.batches(epoch)[: self.limit]
@@ -275,8 +297,19 @@ class Trainer:
             self.bar.set_postfix_str(
                 f"epoch {self.progress.epoch + 1}, loss {sums['loss'] / sums['steps']:.4g}", refresh=False
             )
-        if self.processes.any(self.stop.made):
-            engine.terminate()
+        minutes = self.config.trainer.checkpoint_minutes
+        due = self.processes.first and minutes is not None and time.monotonic() - self.saved > 60 * minutes
+        if self.processes.any(self.stop.made or due):
+            if self.processes.any(self.stop.made):
+                engine.terminate()
+            else:
+                self._save_midway()
+
+    def _save_midway(self) -> None:
+        """Write the state inside an epoch; its sums are those of all processes, and go on in each of them."""
+        elapsed = time.monotonic() - self.started
+        sums = self._sums_of_all()
+        self.save(self.last, replace(self.progress, sums=sums, seconds=self.progress.seconds + elapsed))
 
     def _validate(self) -> Evaluation | None:
         if not self.data.val.size:
@@ -301,17 +334,21 @@ class Trainer:
                 f"the selection metric of epoch {progress.epoch + 1} is not finite; {self.last} keeps the last good "
                 f"state; {self._remedy()}"
             )
+        if self.processes.first:
+            self.check_folder()
         rate = self.parts.schedule.before_step(max(0, progress.total_steps - 1))
         self.parts.schedule.after_epoch(chosen)
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, self._no_sums()
         better = progress.best is None or chosen < progress.best
         if better:
             progress.best, progress.best_epoch, progress.waited = chosen, progress.epoch, 0
-            self.save(self.best)
         else:
             progress.waited += 1
-        # the row comes before the checkpoint: a row too many is dropped on resume, a missing one would be lost
+        # the row comes before the checkpoints: a row too many is dropped on resume, a missing one would be lost;
+        # the best comes before the last: a run that goes on from the last finds the best that this one speaks of
         self.log.epoch(progress, sums, validation, rate, seconds, better)
+        if better:
+            self.save(self.best)
         self.save(self.last)
 
     def _selection(self, sums: Mapping[str, float], validation: Evaluation | None) -> float:
@@ -332,7 +369,7 @@ class Trainer:
     def _remedy(self) -> str:
         return (
             f"lower optimizer.kwargs.lr (now {self.config.optimizer.kwargs['lr']:g}) or trainer.gradient_clip "
-            f"(now {self.config.trainer.gradient_clip}) and run again"
+            f"(now {self.config.trainer.gradient_clip}) and run again with --accept-changes"
         )
 
     def _refuse(self, numbers: Sequence[float], batch: Batch, predictions: Mapping[str, Tensor]) -> None:

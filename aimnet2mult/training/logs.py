@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from aimnet2mult.configs.train import LoggingSettings, TrainConfig
-from aimnet2mult.errors import ConfigError
-from aimnet2mult.files import atomic_write_text
+from aimnet2mult.errors import ConfigError, TrainingError
+from aimnet2mult.files import atomic_write_bytes, atomic_write_text
 from aimnet2mult.training.checkpoints import Progress
 from aimnet2mult.training.evaluate import Evaluation
 from aimnet2mult.training.metrics import QUANTITIES, significant
@@ -34,18 +35,59 @@ class RunLog:
     def __init__(self, path: Path | None, quiet: bool = False) -> None:
         self.quiet = quiet
         self.path = None if quiet else path
+        self.terminal = True
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritable(self.path, error) from None
+        self._opened = self.length() or 0
 
     def line(self, text: str = "") -> None:
-        """Write one line, or several, above the progress bar."""
+        """Write one line, or several, above the progress bar.
+
+        Raises
+        ------
+        TrainingError
+            The file cannot be written.
+        """
         if self.quiet:
             return
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if self.terminal:
+            try:
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            except OSError:  # a closed terminal or pipe is no reason to lose a run
+                self.terminal = False
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(text + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as stream:
+                    stream.write(text + "\n")
+            except OSError as error:
+                raise unwritable(self.path, error) from None
+
+    def length(self) -> int | None:
+        """Bytes in the file; None without one."""
+        return self.path.stat().st_size if self.path is not None and self.path.is_file() else None
+
+    def forget(self, kept: int | None) -> None:
+        """Take out what a killed run wrote after its last checkpoint: those steps are done, and told, again.
+
+        Parameters
+        ----------
+        kept
+            Length of the file when the checkpoint was written. What this run wrote so far stays.
+        """
+        if self.path is None or kept is None or kept >= self._opened:
+            return
+        content = self.path.read_bytes()
+        atomic_write_bytes(self.path, content[:kept] + content[self._opened :])
+        self._opened = kept
+
+
+def unwritable(path: Path, error: OSError) -> TrainingError:
+    """The error of a run whose files cannot be written."""
+    return TrainingError(f"{path}: cannot be written ({error.strerror or error}); mend it and run again")
 
 
 class MetricsCSV:
@@ -75,8 +117,11 @@ class MetricsCSV:
         stream = io.StringIO()
         values = {key: f"{value:.8g}" if isinstance(value, float) else value for key, value in row.items()}
         csv.DictWriter(stream, self.columns, restval="", lineterminator="\n").writerow(values)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(stream.getvalue())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(stream.getvalue())
+        except OSError as error:
+            raise unwritable(self.path, error) from None
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -89,13 +134,25 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 class Trackers:
     """TensorBoard and Weights & Biases, where they are asked for.
 
+    Parameters
+    ----------
+    settings, config
+        What is asked for, and all settings, for the record.
+    folder
+        Where both keep their files.
+    done
+        Epochs that are complete: points of later ones, sent by a run that was cut off before its checkpoint, are
+        dropped.
+    log
+        For the lines in the terminal.
+
     Raises
     ------
     ConfigError
         A package that the settings ask for is not installed.
     """
 
-    def __init__(self, settings: LoggingSettings, config: TrainConfig, folder: Path, log: RunLog) -> None:
+    def __init__(self, settings: LoggingSettings, config: TrainConfig, folder: Path, done: int, log: RunLog) -> None:
         self._tensorboard: Any = None
         self._wandb: Any = None
         installed = importlib.util.find_spec("tensorboard") is not None
@@ -106,11 +163,13 @@ class Trackers:
         if settings.tensorboard and installed:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         if settings.wandb is not None:
             import wandb
 
+            run_id = _wandb_id(folder / "wandb_id", anew=not done)
             self._wandb = wandb.init(
+                id=run_id,
                 project=settings.wandb.project,
                 entity=settings.wandb.entity,
                 name=config.run.name,
@@ -136,6 +195,13 @@ class Trackers:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _wandb_id(path: Path, anew: bool) -> str:
+    """Name of the run on Weights & Biases, kept so that a run that goes on adds to the same curves."""
+    if anew or not path.is_file():
+        atomic_write_text(path, uuid.uuid4().hex[:12])
+    return path.read_text(encoding="utf-8").strip()
 
 
 class EpochLog:
@@ -175,10 +241,14 @@ class EpochLog:
         self.csv: MetricsCSV | None = None
         self.trackers: Trackers | None = None
 
-    def open_trackers(self) -> None:
-        """Start TensorBoard and Weights & Biases; see `Trackers` for the errors."""
+    def length(self) -> int | None:
+        """Bytes in ``run.log``; None without one."""
+        return self.log.length()
+
+    def open_trackers(self, done: int) -> None:
+        """Start TensorBoard and Weights & Biases after `done` epochs; see `Trackers` for the errors."""
         if self.folder is not None:
-            self.trackers = Trackers(self.config.logging, self.config, self.folder, self.log)
+            self.trackers = Trackers(self.config.logging, self.config, self.folder, done, self.log)
 
     def open_csv(self, done: int) -> None:
         """Open ``metrics.csv`` with the rows of the `done` epochs that are complete."""

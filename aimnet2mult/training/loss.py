@@ -270,7 +270,7 @@ def _term(name: str, settings: Mapping[str, Any]) -> _Term:
     options = [key for key in parameters if key not in ("y_pred", "y_true")]
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         for key in kwargs:
-            resolve(key, dict.fromkeys(options), f"{where}.kwargs", "argument") if key not in options else None
+            resolve(key, dict.fromkeys(options), f"{where}.kwargs.{key}", "argument")
     if kwargs.get("kind", "mse") not in ("mse", "mae", "huber") and "kind" in options:
         raise ConfigError(f"{where}.kwargs.kind: must be mse, mae or huber, not {kwargs['kind']!r}")
     delta = kwargs.get("delta", 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,8 +43,12 @@ def is_difference(name: str) -> bool:
     return name.split(".")[-1].startswith("difference_")
 
 
-def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module, settings: OptimizerSettings, own: Mapping[str, Any] = MappingProxyType({})
+) -> torch.optim.Optimizer:
     """Make the optimiser of the settings for all parameters of `network`.
+
+    `own` are class paths that may be named besides those of torch.
 
     Raises
     ------
@@ -51,11 +56,13 @@ def build_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.op
         The class path is not allowed, or an argument is unknown or out of range.
     """
     where = "optimizer.kwargs"
-    kind = resolve(settings.class_, OPTIMIZERS, "optimizer.class")
+    kind = resolve(settings.class_, {**OPTIMIZERS, **own}, "optimizer.class")
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ConfigError(f"optimizer.class: {settings.class_} is not derived from torch.optim.Optimizer; make it so")
     options = [key for key in inspect.signature(kind).parameters if key != "params"]
     kwargs: dict[str, Any] = {}
     for key, value in settings.kwargs.items():
-        resolve(key, dict.fromkeys(options), where, "argument")
+        resolve(key, dict.fromkeys(options), f"{where}.{key}", "argument")
         kwargs[key] = tuple(value) if isinstance(value, list) else value
     if "fused" in options and not {"fused", "foreach", "differentiable"} & set(kwargs):
         # one pass over each tensor instead of a dozen small operations

@@ -12,7 +12,7 @@ import ignite.distributed as idist
 import torch
 from torch import Tensor, nn
 
-from aimnet2mult.errors import ConfigError
+from aimnet2mult.errors import ConfigError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,20 @@ class Processes:
     def wrap(self, network: nn.Module) -> nn.Module:
         """The network with gradients averaged over processes."""
         return idist.auto_model(network) if self.several else network
+
+
+def worker_death(error: BaseException) -> TrainingError | None:
+    """The sentence for an error that tells of a dead loader process; None for any other error.
+
+    Torch raises it in the main thread wherever that happens to be.
+    """
+    text = str(error)
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in text:
+        return None
+    return TrainingError(
+        f"a process that reads data died ({text.splitlines()[0]}); set data.num_workers to 0 or give the machine more "
+        "memory, and run again"
+    )
 
 
 def choose_device(name: str) -> torch.device:

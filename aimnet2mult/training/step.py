@@ -5,21 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from aimnet2mult.models.derivatives import forces_from_energy
 from aimnet2mult.types import Batch, Molecules
 
 
-def predict(network: nn.Module, batch: Batch, need_forces: bool, create_graph: bool) -> dict[str, Tensor]:
-    """Evaluate `network` on a batch.
+def predict(model: nn.Module, batch: Batch, need_forces: bool, create_graph: bool) -> dict[str, Tensor]:
+    """Evaluate a model on a batch.
 
     Parameters
     ----------
-    network
-        Takes `Molecules`, gives `Prediction`.
+    model
+        Of `aimnet2mult.training.step_model.step_model`.
     batch
         Collated molecules.
     need_forces
-        Also differentiate the energy; without it no graph of the coordinates is made.
+        Also differentiate the energies of the molecules that have force labels.
     create_graph
         True in training: predictions (and forces) can be differentiated with respect to the weights.
 
@@ -27,17 +26,11 @@ def predict(network: nn.Module, batch: Batch, need_forces: bool, create_graph: b
     -------
     dict
         ``energy`` (B,) eV without self-atomic energies, ``charges`` and ``spin_charges`` (B, N) e, and with
-        `need_forces` ``forces`` (B, N, 3) eV/Å.
+        `need_forces` ``forces`` (B, N, 3) eV/Å, which are zero for molecules without force labels.
     """
-    molecules = batch.molecules
-    if need_forces:
-        molecules = molecules._replace(coord=molecules.coord.detach().requires_grad_(True))
-    with torch.set_grad_enabled(need_forces or create_graph):
-        output = network(molecules)
-        result = {"energy": output.energy, "charges": output.charges, "spin_charges": output.spin_charges}
-        if need_forces:
-            result["forces"] = forces_from_energy(output.energy, molecules.coord, create_graph=create_graph)
-    return result if create_graph else {key: value.detach() for key, value in result.items()}
+    wanted = batch.masks["forces"] if need_forces else torch.zeros_like(batch.molecules.fidelity, dtype=torch.bool)
+    predictions: dict[str, Tensor] = model(batch.molecules, wanted, create_graph)
+    return predictions
 
 
 def has_forces(batch: Batch) -> bool:
