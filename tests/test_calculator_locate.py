@@ -63,8 +63,8 @@ def test_files_that_are_none(tmp_path: Path, potential_file: Path) -> None:
     for model, error, match in [
         (tmp_path, ModelFileError, "holds no"),
         (tmp_path / "missing.jpt", ModelFileError, "does not exist"),
-        (tmp_path / "text.jpt", ModelFileError, "cannot be read as a compiled potential"),
-        (tmp_path / "short.jpt", ModelFileError, "cannot be read as a compiled potential"),
+        (tmp_path / "text.jpt", ModelFileError, "damaged, or another kind of file"),
+        (tmp_path / "short.jpt", ModelFileError, "damaged, or another kind of file"),
         ("", InputError, "model must be the path of a .jpt file"),
         (None, InputError, "model must be the path of a .jpt file"),
     ]:

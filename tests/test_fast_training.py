@@ -187,7 +187,7 @@ def test_what_is_not_worked_out_is_nan_or_refused() -> None:
     (gradient,) = torch.autograd.grad(prediction.energy.sum(), molecules.coord, create_graph=True, retain_graph=True)
     (hessian,) = torch.autograd.grad(gradient.square().sum(), molecules.coord, retain_graph=True)
     assert hessian[molecules.numbers > 0].isnan().all()
-    with pytest.raises(NotImplementedError, match="only forces can be differentiated again"):
+    with pytest.raises(RuntimeError, match="only forces can be differentiated again"):
         torch.autograd.grad(prediction.energy.sum(), single.backbone.first[0].weight, create_graph=True)
 
 
@@ -206,8 +206,13 @@ def test_a_position_that_is_not_a_number_shows() -> None:
     single, _ = networks()
     molecules = batch()
     molecules.coord[2, 0, 0] = torch.nan
-    energy = FastNetwork(single)(molecules, torch.zeros(26, dtype=torch.bool)).energy
-    assert energy.isnan().tolist() == [row == 2 for row in range(26)]
+    model = FastModel(FastNetwork(single))
+    for wanted in (torch.zeros(26, dtype=torch.bool), torch.arange(26) > 5, torch.arange(26) < 5):
+        predictions = model(molecules, wanted, True)
+        assert predictions["energy"].isnan().tolist() == [row == 2 for row in range(26)]
+        forces = predictions.get("forces", torch.zeros_like(molecules.coord))
+        assert not forces[torch.arange(26) != 2].isnan().any()
+        assert not wanted[2] or forces[2].isnan().any()
 
 
 def test_several_threads_give_the_same_to_rounding_and_always_the_same() -> None:

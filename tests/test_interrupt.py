@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def raising(error: BaseException) -> None:
     raise error
 
 
+@pytest.fixture
+def listening() -> Iterator[None]:
+    """Ctrl-C as in a terminal: jobs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("work", "code", "words"),
     [
@@ -71,6 +80,7 @@ def raising(error: BaseException) -> None:
         (lambda: kill(signal.SIGTERM), 143, "stopped at once by SIGTERM; do it again"),
     ],
 )
+@pytest.mark.usefixtures("listening")
 def test_exit_codes(work: object, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert exit_code(work, "do it again") == code

@@ -75,7 +75,7 @@ def scan_group(
     blocks: list[GroupScan] = []
     step = rows_per_block(info.natoms, columns)
     for start in range(0, info.n, step):
-        values = {name: group[name][start : start + step] for name in columns}
+        values = {name: _read(path, group, info, name, slice(start, min(start + step, info.n))) for name in columns}
         for array in values.values():
             digest.update(np.ascontiguousarray(array).data)
         checks = check_rows(values, [label for label in labels if label == "energy" or label in values])
@@ -101,6 +101,18 @@ def scan_group(
         )
         blocks.append(scan)
     return _join(blocks, labels)
+
+
+def _read(path: Path, group: h5py.Group, info: GroupInfo, name: str, rows: slice) -> np.ndarray:
+    """A block of a column; what cannot be unpacked is named."""
+    try:
+        return group[name][rows]
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{path}: group {info.name}, rows {rows.start} to {rows.stop - 1}: {name}: cannot be read ({reason}); the "
+            "file is damaged, copy it again"
+        ) from error
 
 
 def _kept(values: dict[str, np.ndarray], info: GroupInfo, keep: np.ndarray) -> GroupScan:

@@ -147,7 +147,7 @@ class _Describe(Function):
         by_coord, with_values = requested(ctx, 1), requested(ctx, 2) or requested(ctx, 3)
         if torch.is_grad_enabled():
             if extra is not None or requested(ctx, 4):
-                raise NotImplementedError("only forces can be differentiated again here, not gradients of weights")
+                raise RuntimeError("only forces can be differentiated again here, not gradients of weights")
             if d_rows is None:
                 return None, None, None, None, None
             tape.differentiated = True
@@ -209,7 +209,7 @@ class _Differentiate(Function):
     ) -> tuple[Tensor, ...]:
         tape, with_values = shared
         d_rows = d_rows.detach().contiguous()
-        if bool(d_rows[tape.around.n_forces :].any()):
+        if bool((d_rows[tape.around.n_forces :].abs() > 0).any()):
             raise RuntimeError("forces are wanted of molecules that were not announced")
         ctx.tape, ctx.d_rows = tape, d_rows
         ctx.save_for_backward(features, charges, mix)

@@ -172,7 +172,7 @@ class _Run(Function):
         n_parameters = 2 * len(tape.weights)
         if torch.is_grad_enabled():
             if extra is not None or any(requested(ctx, k) for k in range(2, 3 + n_parameters)):
-                raise NotImplementedError("only forces can be differentiated again here, not the gradient of weights")
+                raise RuntimeError("only forces can be differentiated again here, not the gradient of weights")
             dx = None if g is None else _Differentiate.apply(tape, g, *ctx.saved_tensors)
             return None, dx, *[None] * (1 + n_parameters)
         g = tape.x.new_zeros(len(tape.x), int(tape.layers.table[-1, COLUMNS])) if g is None else g.contiguous()
@@ -251,7 +251,8 @@ class _Differentiate(Function):
     def forward(ctx: Any, tape: _Tape, g: Tensor, handle: Tensor) -> Tensor:
         layers, rows = tape.layers, tape.rows
         g = g.detach().contiguous()
-        if bool(g[rows.n_forces :].any()):
+        # NaN is no sign of a wrong request: it stands for a molecule whose energy is not finite
+        if bool((g[rows.n_forces :].abs() > 0).any()):
             raise RuntimeError("forces are wanted of molecules that were not announced")
         t, w, dx = tape.new(), tape.new(), torch.empty_like(tape.x)
         dx[rows.n_forces :] = 0.0
