@@ -6,8 +6,8 @@ Every program gets the same weights, one network of the published wB97M-D3 ensem
 in a process of its own; programs that need other packages get an environment under --venvs. All take turns, round by
 round, so that whatever else the machine does hits all alike; medians count. `peers/base.py` shows how to add a program.
 
-Writes speed.json, speed.md (the tables that are printed) and speed.png to --out. `README.md` beside this file says
-how to read them.
+Writes speed.json, speed.md (the tables that are printed) and, for one thread, speed.png to --out. `README.md` beside
+this file says how to read them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speedbench import machine, measure, report
-from speedbench.environments import adapter, interpreter, published_member
+from speedbench.environments import adapter, interpreter, model_file, published_member
 from speedbench.plan import Plan
 from speedbench.results import Results
 from speedbench.session import Place, Session
@@ -44,8 +44,9 @@ def main() -> None:
     results.save(args.out / "speed.json")
     text = report.tables(results)
     (args.out / "speed.md").write_text(text, encoding="utf-8")
-    report.figure(results, args.out / "speed.png")
-    print(f"\n{text}\n{args.out}/: speed.json, speed.md, speed.png")
+    print(f"\n{text}\nresults are in {args.out}/")
+    if any(line.section == "forces" and line.threads == 1 for line in results.lines):
+        report.figure(results, args.out / "speed.png")
 
 
 def _arguments() -> argparse.Namespace:
@@ -86,8 +87,9 @@ def _places(args: argparse.Namespace) -> list[Place]:
     places = []
     for name in (OURS, *args.peers):
         program = adapter(name)
-        python = interpreter(name, program, args.venvs)
-        places.append(Place(name, program.title, python, published, (args.out / name).resolve(), memory))
+        python, folder = interpreter(name, program, args.venvs), (args.out / name).resolve()
+        model = model_file(name, python, published, folder)
+        places.append(Place(name, program.title, python, model, folder, memory))
     return places
 
 

@@ -197,6 +197,17 @@ def _hostile(folder: Path) -> Iterator[Outcome]:
         group.create_dataset("energy", (8,), "f8", chunks=(2,))
         group["energy"][:4] = -1.0
 
+    def broken_chunk(file: h5py.File, group: h5py.Group) -> None:
+        values = group["forces"][:]
+        del group["forces"]
+        group.create_dataset("forces", data=values, chunks=(4, 3, 3), fletcher32=True)
+        place = group["forces"].id.get_chunk_info(1).byte_offset
+        name = Path(file.filename)
+        file.close()
+        content = bytearray(name.read_bytes())
+        content[place] ^= 1
+        name.write_bytes(content)
+
     def giant_chunk(file: h5py.File, group: h5py.Group) -> None:
         del group["forces"]
         values = group.create_dataset(
@@ -229,6 +240,7 @@ def _hostile(folder: Path) -> Iterator[Outcome]:
         ("a billion rows that are not there", sparse, ("003/charge has shape", "expected")),
         ("dataset never written", unwritten, ("003/energy was never filled",)),
         ("dataset written in part", partly, ("003/energy was never filled beyond 2 of 4 chunks",)),
+        ("a chunk that fails its checksum", broken_chunk, ("group 003, rows 0 to 7: forces: cannot be read",)),
         ("a chunk of 360 MB", giant_chunk, ("003/forces is stored in chunks above 256 MiB",)),
         ("molecules of 5 million atoms", giant_molecule, ("5,000,000 atoms",)),
         ("link to another file", link, ("003/energy is a link to another file",)),

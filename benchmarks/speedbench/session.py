@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
-START_SECONDS = 900.0  # conversion of the weights and, in a new environment, compilation
 
 
 @dataclass(frozen=True)
@@ -22,16 +21,17 @@ class Place:
     name: str  # of its adapter
     title: str  # for tables
     python: Path
-    published: Path  # TorchScript file of one network
-    folder: Path  # for its files
+    model: Path  # the weights in its own format
+    folder: Path  # for its files and log
     memory: int  # bytes that it may take
 
-    def environment(self, threads: int) -> dict[str, str]:
-        """Environment variables of a process of the program."""
-        counts = dict.fromkeys(("OMP", "MKL", "OPENBLAS", "NUMBA"), str(threads))
-        # nothing is to be compiled in the background while others are measured
-        fixed = {"PYTHONPATH": str(BENCHMARKS), "AIMNET2MULT_NO_WARMUP": "1", "PYTHONWARNINGS": "ignore"}
-        return {**os.environ, **{f"{name}_NUM_THREADS": n for name, n in counts.items()}, **fixed}
+
+def environment(threads: int) -> dict[str, str]:
+    """Environment variables of a process of any program."""
+    counts = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
+    # nothing is to be compiled in the background while others are measured
+    fixed = {"PYTHONPATH": str(BENCHMARKS), "AIMNET2MULT_NO_WARMUP": "1", "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, **counts, **fixed}
 
 
 class Session:
@@ -40,16 +40,11 @@ class Session:
     def __init__(self, place: Place, threads: int) -> None:
         self.place, self._threads = place, threads
         self._process: subprocess.Popen[bytes] | None = None
-        self.model = ""  # the program's model file, known once the worker has answered
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
         """The worker's answer, or ``{"failed": reason}`` where none comes within so many seconds."""
         if self._process is None:
             self._process = self._start()
-            started = self._read(START_SECONDS)
-            if "model" not in started:
-                return started
-            self.model = started["model"]
         assert self._process.stdin is not None
         try:
             self._process.stdin.write((json.dumps(request) + "\n").encode())
@@ -67,15 +62,13 @@ class Session:
 
     def _start(self) -> subprocess.Popen[bytes]:
         place = self.place
-        place.folder.mkdir(parents=True, exist_ok=True)
-        arguments = [place.name, place.published, place.folder, place.memory]
         with (place.folder / "worker.log").open("ab") as log:
             return subprocess.Popen(
-                [str(place.python), "-m", "speedbench.worker", *map(str, arguments)],
+                [str(place.python), "-m", "speedbench.worker", place.name, str(place.model), str(place.memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=place.environment(self._threads),
+                env=environment(self._threads),
                 bufsize=0,
             )
 

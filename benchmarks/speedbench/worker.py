@@ -1,6 +1,6 @@
 """Measures one program, inside its environment: a JSON object per line in, one per line out.
 
-    python -m speedbench.worker PROGRAM PUBLISHED_FILE FOLDER MEMORY_BYTES
+    python -m speedbench.worker PROGRAM MODEL_FILE MEMORY_BYTES
 
 An answer holds ``samples`` (CPU and wall seconds of single units of work) or what else was asked for; ``not_offered``
 or ``failed`` with a reason where there is nothing to measure.
@@ -200,14 +200,10 @@ def _best_chunk(evaluate: Evaluate, molecules: list[Atoms], chunks: tuple[int, .
 
 def main() -> None:
     """Answer requests until the input ends."""
-    name, published, folder, memory = sys.argv[1:]
+    name, model, memory = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
     with _answers() as out:
-        program: Program = importlib.import_module(f"peers.{name}").Adapter()
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        model = program.model_file(Path(published), Path(folder))
-        worker = Worker(program, model)
-        print(json.dumps({"model": str(model)}), file=out, flush=True)
+        worker = Worker(importlib.import_module(f"peers.{name}").Adapter(), Path(model))
         for line in sys.stdin:
             print(json.dumps(worker.answer(json.loads(line))), file=out, flush=True)
 
