@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import CalculationFailed
-from structures import water
+from structures import alkane, water
 
 from aimnet2mult import AIMNet2MultCalculator
 from aimnet2mult.errors import InputError
@@ -98,6 +98,15 @@ def test_wrong_structures(make: MakeCalculator, calls: list[bool], atoms: Atoms,
         atoms.get_forces()
     assert str(caught.value) == sentence
     assert calls == []
+
+
+@pytest.mark.parametrize("n", [2, 20])
+def test_the_first_two_atoms_that_coincide_are_named(make: MakeCalculator, n: int) -> None:
+    """Among few atoms and among many, which are looked through in another way."""
+    atoms = alkane(n)
+    atoms.positions[[4, 6]] = atoms.positions[[1, 3]] + [0.0, 0.1, 0.0]
+    with pytest.raises(InputError, match=r"^atoms 1 and 4 are 0\.10000 Å apart; at least 0\.3 Å are needed$"):
+        make().get_potential_energy(atoms)
 
 
 def test_unknown_elements(make: MakeCalculator) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -77,6 +79,26 @@ def test_another_processor_or_version_needs_its_own(elsewhere: Path, monkeypatch
     assert warmup.ready()
     monkeypatch.setattr("numba.config.CPU_NAME", "another")
     assert not warmup.ready()
+
+
+def test_another_installation_needs_its_own(
+    elsewhere: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba goes by the path of a source file and by when it was written, whatever stands in it."""
+    monkeypatch.setenv(warmup.NO_WARMUP, "1")
+    copy = tmp_path_factory.mktemp("engine")
+    for path in Path(warmup.__file__).parent.glob("*.py"):
+        shutil.copy2(path, copy)
+    warmup.compile_kernels(lambda line: None)
+    assert warmup.ready()
+    with monkeypatch.context() as patch:
+        patch.setattr(warmup, "__file__", str(copy / "warmup.py"))
+        assert not warmup.ready()
+        warmup.compile_kernels(lambda line: None)
+        assert warmup.ready()
+        os.utime(copy / "simd.py", (0, 0))
+        assert not warmup.ready()
+    assert warmup.ready()
 
 
 def test_nobody_waits_and_one_process_compiles(
@@ -197,6 +219,30 @@ def test_without_numba(potential_file: Path) -> None:
     assert kind == "ReferenceEvaluator"
     here = AIMNet2MultCalculator(potential_file, device="cpu").get_potential_energy(water())
     assert float(energy) == pytest.approx(here, abs=1e-5)
+
+
+def test_numba_that_does_not_fit(
+    elsewhere: Path, potential_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    genuine = builtins.__import__
+
+    def refuse(name: str, *rest: object) -> object:
+        if name == "numba":
+            raise ImportError("Numba needs NumPy 1.0 or less")
+        return genuine(name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    calc = AIMNet2MultCalculator(potential_file, device="cpu")
+    assert isinstance(calc._potentials.committee().evaluator, ReferenceEvaluator)
+    assert "numba cannot be imported (Numba needs NumPy 1.0 or less)" in caplog.text
+
+
+def test_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(jit, "cache_directory", unknown)
+    assert not warmup.ready()
 
 
 def test_every_kernel_is_compiled_beforehand(potential_file: Path) -> None:

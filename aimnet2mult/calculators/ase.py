@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from aimnet2mult.calculators.inputs import (
     check_defined,
     checked_device,
     checked_system,
+    geometry_changes,
     wanted_state,
     whole_multiplicity,
     whole_number,
@@ -37,9 +38,11 @@ from aimnet2mult.calculators.reference import door, listed
 from aimnet2mult.calculators.results import ase_results
 from aimnet2mult.calculators.runtime_dispersion import RuntimeDispersion
 from aimnet2mult.calculators.torch_modes import own_settings
-from aimnet2mult.calculators.vibrations import Vibrations, vibrations_of
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.errors import InputError
+
+if TYPE_CHECKING:
+    from aimnet2mult.calculators.vibrations import Vibrations
 
 DTYPES = (None, "mixed", "float64")
 PROPERTIES = ("energy", "free_energy", "forces", "stress", "charges", "magmom", "magmoms", "dipole")
@@ -228,9 +231,7 @@ class AIMNet2MultCalculator(Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """What has changed since the last calculation, charge and multiplicity included."""
-        changes: list[str] = super().check_state(atoms, tol=tol)
-        if changes == ["cell"] and np.array_equal(_periodic_part(self.atoms), _periodic_part(atoms)):
-            changes = []
+        changes = list(all_changes) if self.atoms is None else geometry_changes(self.atoms, atoms, tol)
         try:
             state = wanted_state(atoms.info, self.charge, self.mult)
         except InputError:
@@ -347,6 +348,8 @@ class AIMNet2MultCalculator(Calculator):
         ase.calculators.calculator.CalculationFailed
             As for `get_hessian`.
         """
+        from aimnet2mult.calculators.vibrations import vibrations_of  # with ASE's, which imports matplotlib
+
         return vibrations_of(self._structure(atoms), self._prepared(atoms))
 
     def _prepared(self, atoms: Atoms | None = None) -> Prepared:
@@ -390,7 +393,3 @@ class AIMNet2MultCalculator(Calculator):
         if is_charged_ewald(system, committee) and not self._background_said:
             self._background_said = True
             warnings.warn(CHARGED_CELL, stacklevel=2)
-
-
-def _periodic_part(atoms: Atoms) -> NDArray[np.float64]:
-    return np.where(np.asarray(atoms.pbc)[:, None], atoms.cell.array, 0.0)

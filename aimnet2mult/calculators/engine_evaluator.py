@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from ase.calculators.calculator import CalculationFailed
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from aimnet2mult.engine.engine import NetworkEngine
 
 Array = NDArray[np.float64]
+_VERSION: Final = attrgetter("_version")  # counts the changes of a tensor in place
 
 
 class EngineMember:
@@ -66,7 +68,7 @@ class EngineMember:
 
     def engine(self) -> NetworkEngine:
         """The network with its present weights, which are packed anew if they were changed in place."""
-        version = sum(parameter._version for parameter in self._parameters)
+        version = sum(map(_VERSION, self._parameters))
         if self._engine is None or version != self._version:
             from aimnet2mult.engine.engine import NetworkEngine
 

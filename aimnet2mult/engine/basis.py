@@ -7,7 +7,7 @@ from typing import Final
 
 from aimnet2mult.engine.functions import exponential
 from aimnet2mult.engine.jit import F32, F64, part
-from aimnet2mult.engine.simd import LANES, Doubles, Emitter, Floats, Int, Lanes, emitted
+from aimnet2mult.engine.simd import LANES, Doubles, Emitter, Floats, Int, Lanes, emitted, four_sums
 
 # float32 numbers kept of each edge
 SWITCH: Final = 0  # cosine cutoff
@@ -124,26 +124,11 @@ def add_edge_gradient(
             across = [vector[k].times_plus(radial, sums[1 + k]) for k in range(3)]
             return [along.times_plus(derivative, sums[0]), *across]
 
-        total = _four_sums(e.repeat(n_blocks, [e.lanes(0.0)] * 4, block))
+        total = four_sums(e.repeat(n_blocks, [e.lanes(0.0)] * 4, block))
         _add_gradient(total, unit, inverse, gradient, (first + i) * 3)
         return []
 
     e.repeat(n_edges, [], each)
-
-
-def _four_sums(v: list[Lanes]) -> list[Lanes]:
-    """Sum over the lanes of each of four vectors, in every lane."""
-
-    def halves(a: Lanes, b: Lanes) -> Lanes:
-        low = a.shuffled(b, [*range(8), *range(16, 24)])
-        return low + a.shuffled(b, [*range(8, 16), *range(24, 32)])
-
-    a, b = halves(v[0], v[1]), halves(v[2], v[3])
-    quarter = [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27]
-    c = a.shuffled(b, quarter) + a.shuffled(b, [k + 4 for k in quarter])
-    c = c + c.shuffled(c, [k ^ 2 for k in range(16)])
-    c = c + c.shuffled(c, [k ^ 1 for k in range(16)])
-    return [c.shuffled(c, [4 * k] * 16) for k in range(4)]
 
 
 def _add_gradient(total: list[Lanes], unit: list[Lanes], inverse: Lanes, gradient: Doubles, position: Int) -> None:

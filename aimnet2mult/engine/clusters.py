@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aimnet2mult.engine.jit import compiled
+from aimnet2mult.engine.jit import compiled, part
 
 SIZE: Final = 16  # atoms of a cluster
 _BIN: Final = 3.0  # Å or Bohr; atoms are put in the order of bins of this side
@@ -29,12 +29,24 @@ class Clusters(NamedTuple):
 
     atom: Integers  # (K * 16,)
     filled: Integers  # (K,) atoms of each cluster
+    real: Singles  # (K * 16,) 1 for atoms, 0 for the places beyond
     kind: Integers  # (K,)
     coord: Reals  # (K * 3 * 16,) cluster, axis, atom; inside the cell where it is periodic
     low: Reals  # (K * 3,) corners of the box around each cluster
     high: Reals  # (K * 3,)
     own: Singles  # (K * 3 * 16,) coord counted from the middle of the box
     shifts: Reals  # (T * 3,) lattice vectors by which second atoms are moved; the first is zero
+
+
+class PairSums(NamedTuple):
+    """What is summed over pairs of K clusters and T lattice vectors.
+
+    One record serves all sums: numba takes two kinds of records with equal fields for one another at first, and every
+    call of a compiled function then costs 0.1 ms.
+    """
+
+    atoms: Reals  # (K * m * 16,) m sums of each atom
+    translations: Reals  # (2 * T * 3,) gradients of second atoms by lattice vector; then of pairs that count half
 
 
 def make_clusters(coord: Reals, kinds: Integers, cell: Reals, reach: float) -> Clusters:
@@ -51,13 +63,14 @@ def make_clusters(coord: Reals, kinds: Integers, cell: Reals, reach: float) -> C
     reach
         Lattice vectors are listed as far as pairs within this distance may need them.
     """
+    coord = coord - coord.mean(axis=0)  # the virial of positions times gradients is as exact as positions are small
     shifts = np.zeros((1, 3))
     if cell.any():
         coord = _inside(coord, cell)
         shifts = _lattice_vectors(cell, reach + float(np.linalg.norm(np.ptp(coord, axis=0))))
     order = np.argsort(_keys(coord, kinds), kind="stable")
-    atom, filled, kind, places, low, high, own = _fill(coord, kinds, order)
-    return Clusters(atom, filled, kind, places, low, high, own, shifts.ravel())
+    atom, filled, real, kind, places, low, high, own = _fill(coord, kinds, order)
+    return Clusters(atom, filled, real, kind, places, low, high, own, shifts.ravel())
 
 
 def _inside(coord: Reals, cell: Reals) -> Reals:
@@ -104,7 +117,7 @@ def _keys(coord: Reals, kinds: Integers) -> Integers:
 @compiled
 def _fill(
     coord: Reals, kinds: Integers, order: Integers
-) -> tuple[Integers, Integers, Integers, Reals, Reals, Reals, Singles]:
+) -> tuple[Integers, Integers, Singles, Integers, Reals, Reals, Reals, Singles]:
     """The fields of `Clusters` but the lattice vectors, from atoms in order."""
     n = order.shape[0]
     begin = np.empty(n + 1, dtype=np.int64)
@@ -117,12 +130,14 @@ def _fill(
     begin[n_clusters] = n
     atom = np.empty(n_clusters * SIZE, dtype=np.int64)
     filled = np.empty(n_clusters, dtype=np.int64)
+    real = np.zeros(n_clusters * SIZE, dtype=np.float32)
     kind = np.empty(n_clusters, dtype=np.int64)
     places = np.empty(n_clusters * 3 * SIZE)
     low, high = np.empty(n_clusters * 3), np.empty(n_clusters * 3)
     own = np.empty(n_clusters * 3 * SIZE, dtype=np.float32)
     for c in range(n_clusters):
         filled[c] = begin[c + 1] - begin[c]
+        real[c * SIZE : c * SIZE + filled[c]] = 1.0
         kind[c] = kinds[order[begin[c]]]
         for lane in range(SIZE):
             atom[c * SIZE + lane] = order[min(begin[c] + lane, begin[c + 1] - 1)]
@@ -133,10 +148,10 @@ def _fill(
             low[3 * c + axis], high[3 * c + axis] = row.min(), row.max()
             for lane in range(SIZE):
                 own[(3 * c + axis) * SIZE + lane] = row[lane] - 0.5 * (row.min() + row.max())
-    return atom, filled, kind, places, low, high, own
+    return atom, filled, real, kind, places, low, high, own
 
 
-@compiled
+@part
 def box_distances(low: Reals, high: Reals, shifts: Reals, first: int, second: int, t: int) -> tuple[float, float]:
     """Squares of the smallest and of the largest distance that points in two boxes can have, the second one moved."""
     nearest, farthest = 0.0, 0.0
@@ -151,7 +166,7 @@ def box_distances(low: Reals, high: Reals, shifts: Reals, first: int, second: in
     return nearest, farthest
 
 
-@compiled
+@part
 def second_atoms(
     coord: Reals, low: Reals, high: Reals, shifts: Reals, first: int, second: int, t: int, columns: Singles
 ) -> None:
@@ -161,3 +176,18 @@ def second_atoms(
         start = (3 * second + axis) * SIZE
         for lane in range(SIZE):
             columns[axis * SIZE + lane] = coord[start + lane] + offset
+
+
+@part
+def add_translations(shifts: Reals, gradients: Reals, virial: Reals) -> None:
+    """Add to a virial (3, 3) what comes from lattice translations: the gradients (2 * T * 3,), the second half halved.
+
+    A pair at the distance d = x_j + T - x_i with the gradient g of its second atom adds d (x) g to the virial: the
+    positions of atoms times their gradients in all, and the translations times theirs.
+    """
+    n = shifts.shape[0]
+    for t in range(n // 3):
+        for k in range(3):
+            for axis in range(3):
+                value = gradients[3 * t + axis] + 0.5 * gradients[n + 3 * t + axis]
+                virial[k, axis] += shifts[3 * t + k] * value

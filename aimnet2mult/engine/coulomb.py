@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aimnet2mult.engine.clusters import Clusters, make_clusters
+from aimnet2mult.engine.clusters import Clusters, PairSums, make_clusters
 from aimnet2mult.engine.coulomb_sums import collect_potentials, sum_bare, sum_screened
-from aimnet2mult.engine.pair_results import ChargeSum, full_virial
+from aimnet2mult.engine.pair_results import ChargeSum
 from aimnet2mult.engine.reciprocal import reciprocal_sum
 from aimnet2mult.physics.coulomb import dsf_screening
 from aimnet2mult.physics.ewald import ACCURACY, ewald_alpha, ewald_cutoff, splitting_exponent
@@ -97,16 +97,16 @@ def _clusters(coord: Array, cell: Array, reach: float) -> Clusters:
 
 
 def _by_cluster(clusters: Clusters, charges: Array) -> NDArray[np.float32]:
-    return charges[clusters.atom].astype(np.float32)
+    return charges[clusters.atom].astype(np.float32) * clusters.real
 
 
-def _collected(clusters: Clusters, charges: Array, sums: Array) -> ChargeSum:
+def _collected(clusters: Clusters, charges: Array, sums: PairSums) -> ChargeSum:
     potential, gradient = np.empty(len(charges)), np.empty((len(charges), 3))
-    virial = collect_potentials(clusters, charges, sums, potential, gradient)
+    virial = collect_potentials(clusters, sums, potential, gradient)
     return ChargeSum(
         COULOMB_EV_ANGSTROM * 0.5 * float(charges @ potential),
         COULOMB_EV_ANGSTROM * gradient,
-        COULOMB_EV_ANGSTROM * full_virial(virial),
+        COULOMB_EV_ANGSTROM * 0.5 * (virial + virial.T),
         COULOMB_EV_ANGSTROM * potential,
     )
 

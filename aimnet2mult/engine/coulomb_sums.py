@@ -1,7 +1,6 @@
-"""Sums over pairs of point charges from clusters of atoms; formulas of `aimnet2mult.physics.coulomb`.
+"""PairSums over pairs of point charges from clusters of atoms; formulas of `aimnet2mult.physics.coulomb`.
 
-In a block every atom of one cluster (rows) acts on all atoms of another one (columns), in float32. What is added up
-belongs to the columns only, so that each pair of atoms is met twice.
+Pairs of two clusters are met once, those of a cluster with itself and its images twice.
 """
 
 from __future__ import annotations
@@ -11,25 +10,35 @@ from typing import Final
 
 import numpy as np
 
-from aimnet2mult.engine.clusters import SIZE, Clusters, Reals, Singles, box_distances, second_atoms
-from aimnet2mult.engine.jit import compiled
-from aimnet2mult.engine.pair_functions import (
-    PairFunction,
-    add_all,
-    apart,
-    cut,
-    gradient_and_virial,
-    inverse_distance,
-    screened,
-    without_near,
+from aimnet2mult.engine.clusters import (
+    SIZE,
+    Clusters,
+    PairSums,
+    Reals,
+    Singles,
+    add_translations,
+    box_distances,
+    second_atoms,
 )
+from aimnet2mult.engine.jit import compiled
+from aimnet2mult.engine.pair_blocks import (
+    Act,
+    Block,
+    Effect,
+    add_own_pairs,
+    add_pairs,
+    add_translation,
+    gradient_of,
+    opposite,
+)
+from aimnet2mult.engine.pair_functions import Apart, PairFunction, cut, inverse_distance, screened, without_near
 from aimnet2mult.engine.simd import Doubles, Emitter, Floats, Int, Lanes, emitted
 
 # Å^2, where an atom is seen from itself: too far to matter
 _FAR: Final = 1e30
 # numbers that describe the potential of a charge: erfc(a r) / r + b + c r within a cutoff, and 1 / rc^2
 ALPHA, OFFSET, SLOPE, CUTOFF_SQUARE, PER_NEAR_SQUARE = range(5)
-N_SUMS: Final = 10  # of a column: potential, its gradient, its virial
+_N_SUMS: Final = 4  # of an atom: potential, gradient of the energy
 
 
 def _bare(_: Floats) -> PairFunction:
@@ -49,88 +58,106 @@ def _screened_any(parameters: Floats) -> PairFunction:
     return without_near(within, parameters.everywhere(PER_NEAR_SQUARE))
 
 
-def _potentials(make: Callable[[Floats], PairFunction]) -> Callable[..., None]:
-    """Blocks of the potentials that the charges of the rows make at the columns."""
+def _potentials(
+    make: Callable[[Floats], PairFunction], add: Callable[[Emitter, Block, Act], list[Lanes]]
+) -> Callable[..., None]:
+    """Blocks of potentials and of gradients of the energies; charges are 0 in places beyond the atoms."""
 
-    def block(
-        e: Emitter, own: Floats, first: Int, n_rows: Int, columns: Floats, parameters: Floats, charges: Floats,
-        sums: Doubles, position: Int,
+    def write(
+        e: Emitter, own: Floats, columns: Floats, first: Int, second: Int, n_rows: Int, real: Floats,
+        charges: Floats, parameters: Floats, sums: Doubles, translations: Doubles, number: Int,
     ) -> None:  # fmt: skip
-        function = make(parameters)
-        rows, of_rows = own.at(first * (3 * SIZE)), charges.at(first * SIZE)
-        places = [columns.lanes(SIZE * axis) for axis in range(3)]
+        function, there = make(parameters), real.lanes(second * SIZE)
+        of_rows, of_columns = charges.at(first * SIZE), charges.lanes(second * SIZE)
 
-        def each(i: Int, total: list[Lanes]) -> list[Lanes]:
-            seen = apart(rows, i, places, _FAR)
+        def act(i: Int, seen: Apart) -> Effect:
             found, charge = function(seen.distance), of_rows.everywhere(i)
-            potential = found.value.times_plus(charge, total[0])
-            return [potential, *gradient_and_virial(seen, found.slope * charge, total[1:])]
+            gradient = gradient_of(seen, lambda _: found, charge * of_columns)
+            return Effect([found.value * charge, *gradient], [found.value * of_columns, *opposite(gradient)])
 
-        add_all(sums, position, e.repeat(n_rows, [e.lanes(0.0)] * N_SUMS, each))
+        added = add(e, Block(own, columns, first, second, n_rows, sums, _N_SUMS), act)
+        add_translation(translations, number, there, added[1:])
 
-    return block
+    return write
 
 
-bare_block = emitted(_potentials(_bare))
-bare_block_near = emitted(_potentials(_bare_near))
-screened_block = emitted(_potentials(_screened))
-screened_block_any = emitted(_potentials(_screened_any))
+def _own(e: Emitter, block: Block, act: Act) -> list[Lanes]:
+    return add_own_pairs(e, block, act, _FAR)
+
+
+def _both(e: Emitter, block: Block, act: Act) -> list[Lanes]:
+    return add_pairs(e, block, act, 0)
+
+
+bare_block = emitted(_potentials(_bare, _both))
+bare_block_near = emitted(_potentials(_bare_near, _both))
+bare_block_own = emitted(_potentials(_bare_near, _own))
+screened_block = emitted(_potentials(_screened, _both))
+screened_block_any = emitted(_potentials(_screened_any, _both))
+screened_block_own = emitted(_potentials(_screened_any, _own))
 
 
 @compiled
-def sum_bare(clusters: Clusters, charges: Singles, parameters: Singles, near: float) -> Reals:
-    """(K * 10 * 16,) potentials 1 / r of `charges` (K * 16,) without the short range up to `near`, of a molecule."""
+def sum_bare(clusters: Clusters, charges: Singles, parameters: Singles, near: float) -> PairSums:
+    """Potentials 1 / r of `charges` (K * 16,) in a molecule, without the short range up to `near`."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
-    n_clusters = clusters.filled.shape[0]
+    real, n_clusters = clusters.real, clusters.filled.shape[0]
     columns = np.empty(3 * SIZE, dtype=np.float32)
-    sums = np.zeros(n_clusters * N_SUMS * SIZE)
+    sums = PairSums(np.zeros(n_clusters * _N_SUMS * SIZE), np.zeros(6))
+    to, by_shift = sums.atoms, sums.translations
     for second in range(n_clusters):
-        place = second * N_SUMS * SIZE
-        for first in range(n_clusters):
-            n_rows = clusters.filled[first]
+        for first in range(second + 1):
+            n = clusters.filled[first]
             nearest, _ = box_distances(low, high, shifts, first, second, 0)
             second_atoms(coord, low, high, shifts, first, second, 0, columns)
-            if nearest < near * near:
-                bare_block_near(own, first, n_rows, columns, parameters, charges, sums, place)
+            if first == second:
+                bare_block_own(own, columns, first, second, n, real, charges, parameters, to, by_shift, 1)
+            elif nearest < near * near:
+                bare_block_near(own, columns, first, second, n, real, charges, parameters, to, by_shift, 0)
             else:
-                bare_block(own, first, n_rows, columns, parameters, charges, sums, place)
+                bare_block(own, columns, first, second, n, real, charges, parameters, to, by_shift, 0)
     return sums
 
 
 @compiled
-def sum_screened(clusters: Clusters, charges: Singles, parameters: Singles, near: float, cutoff: float) -> Reals:
-    """(K * 10 * 16,) screened potentials of `charges` (K * 16,) without the short range up to `near`."""
+def sum_screened(clusters: Clusters, charges: Singles, parameters: Singles, near: float, cutoff: float) -> PairSums:
+    """Screened potentials of `charges` (K * 16,) within `cutoff`, without the short range up to `near`."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
-    n_clusters = clusters.filled.shape[0]
+    real, n_clusters, n_shifts = clusters.real, clusters.filled.shape[0], clusters.shifts.shape[0] // 3
     columns = np.empty(3 * SIZE, dtype=np.float32)
-    sums = np.zeros(n_clusters * N_SUMS * SIZE)
-    reach = max(near, cutoff)
+    sums = PairSums(np.zeros(n_clusters * _N_SUMS * SIZE), np.zeros(2 * n_shifts * 3))
+    to, by_shift, reach = sums.atoms, sums.translations, max(near, cutoff)
     for second in range(n_clusters):
-        place = second * N_SUMS * SIZE
-        for first in range(n_clusters):
-            n_rows = clusters.filled[first]
-            for t in range(shifts.shape[0] // 3):
+        for first in range(second + 1):
+            n = clusters.filled[first]
+            for t in range(n_shifts):
                 nearest, farthest = box_distances(low, high, shifts, first, second, t)
                 if nearest >= reach * reach:
                     continue
                 second_atoms(coord, low, high, shifts, first, second, t, columns)
-                if nearest >= near * near and farthest < cutoff * cutoff:
-                    screened_block(own, first, n_rows, columns, parameters, charges, sums, place)
+                if first == second:
+                    screened_block_own(
+                        own, columns, first, second, n, real, charges, parameters, to, by_shift, t + n_shifts
+                    )
+                elif nearest >= near * near and farthest < cutoff * cutoff:
+                    screened_block(own, columns, first, second, n, real, charges, parameters, to, by_shift, t)
                 else:
-                    screened_block_any(own, first, n_rows, columns, parameters, charges, sums, place)
+                    screened_block_any(own, columns, first, second, n, real, charges, parameters, to, by_shift, t)
     return sums
 
 
 @compiled
-def collect_potentials(clusters: Clusters, charges: Reals, sums: Reals, potential: Reals, gradient: Reals) -> Reals:
-    """Virial (xx, yy, zz, yz, xz, xy); potentials go to the atoms (n,) and gradients of the energy to (n, 3)."""
-    virial = np.zeros(6)
+def collect_potentials(clusters: Clusters, sums: PairSums, potential: Reals, gradient: Reals) -> Reals:
+    """Virial (3, 3); potentials go to the atoms (n,) and gradients of the energy to (n, 3)."""
+    virial = np.zeros((3, 3))
     for c in range(clusters.filled.shape[0]):
         for lane in range(clusters.filled[c]):
-            atom, place = clusters.atom[c * SIZE + lane], c * N_SUMS * SIZE + lane
-            potential[atom] = sums[place]
+            atom, place = clusters.atom[c * SIZE + lane], c * _N_SUMS * SIZE + lane
+            potential[atom] = sums.atoms[place]
             for axis in range(3):
-                gradient[atom, axis] = charges[atom] * sums[place + (1 + axis) * SIZE]
-            for k in range(6):
-                virial[k] += charges[atom] * sums[place + (4 + k) * SIZE]
+                value = sums.atoms[place + (1 + axis) * SIZE]
+                gradient[atom, axis] = value
+                for k in range(3):
+                    virial[k, axis] += clusters.coord[(3 * c + k) * SIZE + lane] * value
+    add_translations(clusters.shifts, sums.translations, virial)
     return virial

@@ -8,17 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aimnet2mult.engine.clusters import SIZE, make_clusters
-from aimnet2mult.engine.dispersion_blocks import CONTACT, LONGEST, N_PARAMETERS, RADIUS6, RADIUS8, SCALE6, SCALE8
+from aimnet2mult.engine.dispersion_blocks import (
+    BY_CN,
+    CONTACT,
+    LONGEST,
+    N_PARAMETERS,
+    N_SUMS,
+    RADIUS6,
+    RADIUS8,
+    SCALE6,
+    SCALE8,
+)
 from aimnet2mult.engine.dispersion_sums import (
     Range,
     References,
+    Weights,
     collect,
-    sum_count_forces,
+    sum_count_gradients,
     sum_counts,
     sum_energies,
     weigh_references,
 )
-from aimnet2mult.engine.pair_results import PairSum, full_virial
+from aimnet2mult.engine.pair_results import PairSum
 from aimnet2mult.physics.damping import DampingParameters
 from aimnet2mult.units import ANGSTROM_PER_BOHR, BOHR_PER_ANGSTROM, EV_PER_HARTREE
 
@@ -104,30 +115,24 @@ class Dispersion:
         reach = max(self._energy.cutoff, self._count.cutoff)
         clusters = make_clusters(coord * BOHR_PER_ANGSTROM, kinds, cell * BOHR_PER_ANGSTROM, reach)
         cn = sum_counts(clusters, self._parameters, self._n_kinds, self._count)
-        weights = np.empty(len(cn) * self._most, dtype=np.float32)
-        slopes = np.empty_like(weights)
-        partners = np.empty(len(cn) * len(self._references.cn), dtype=np.float32)
-        weigh_references(clusters, cn, self._references, weights, slopes, partners)
-        sums = sum_energies(
-            clusters,
-            self._parameters,
-            self._n_kinds,
-            self._energy,
-            self._references,
-            weights,
-            slopes,
-            partners,
-        )
+        weights = self._weights(len(cn))
+        weigh_references(clusters, cn, self._references, weights)
+        sums = sum_energies(clusters, self._parameters, self._n_kinds, self._energy, self._references, weights)
         if gradient:
-            by_cn = sums.reshape(-1, len(sums) // len(cn), SIZE)[:, 1].astype(np.float32).ravel()
-            sum_count_forces(clusters, self._parameters, self._n_kinds, self._count, by_cn, sums)
-        by_coord = np.zeros_like(coord)
+            by_cn = sums.atoms.reshape(-1, N_SUMS, SIZE)[:, BY_CN].astype(np.float32).ravel()
+            sum_count_gradients(clusters, self._parameters, self._n_kinds, self._count, by_cn, sums)
+        by_coord = np.empty_like(coord)
         energy, virial = collect(clusters, sums, by_coord)
         return PairSum(
             energy * EV_PER_HARTREE,
             by_coord * (EV_PER_HARTREE / ANGSTROM_PER_BOHR),
-            full_virial(virial) * EV_PER_HARTREE,
+            0.5 * (virial + virial.T) * EV_PER_HARTREE,
         )
+
+    def _weights(self, n_places: int) -> Weights:
+        """Room for the weights in so many places of clusters."""
+        own, all_kinds = n_places * self._most, n_places * len(self._references.cn)
+        return Weights(*(np.empty(size, dtype=np.float32) for size in (own, own, all_kinds, all_kinds)))
 
 
 def _pair_parameters(tables: ElementTables, damping: DampingParameters) -> NDArray[np.float32]:

@@ -1,4 +1,7 @@
-"""D3(BJ) of one structure from clusters of its atoms; formulas of `aimnet2mult.physics.d3`, atomic units."""
+"""D3(BJ) of one structure from clusters of its atoms; formulas of `aimnet2mult.physics.d3`, atomic units.
+
+Pairs of two clusters are met once, those of a cluster with itself and its images twice.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,28 @@ from aimnet2mult.engine.clusters import (
     SIZE,
     Clusters,
     Integers,
+    PairSums,
     Reals,
     Singles,
+    add_translations,
     box_distances,
     second_atoms,
 )
 from aimnet2mult.engine.dispersion_blocks import (
-    FORCE,
+    GRADIENT,
     N_SUMS,
     c6_block,
     count_block,
     count_block_ended,
-    count_forces_block,
-    count_forces_block_ended,
+    count_block_own,
+    count_gradient_block,
+    count_gradient_block_ended,
+    count_gradient_block_own,
     energy_block,
     energy_block_ended,
+    energy_block_own,
 )
-from aimnet2mult.engine.jit import compiled
+from aimnet2mult.engine.jit import compiled, part
 from aimnet2mult.physics.d3 import WEIGHT_STEEPNESS
 
 
@@ -46,7 +54,16 @@ class Range(NamedTuple):
     width: float  # of the stretch over which it ends smoothly, 0: sharply
 
 
-@compiled
+class Weights(NamedTuple):
+    """Weights of reference systems in atoms; M is the largest number of references of a kind."""
+
+    of_own: Singles  # (K * M * 16,) of the references of a cluster's kind
+    slopes: Singles  # (K * M * 16,) their derivatives by the coordination number
+    partners: Singles  # (K * 16 * R,) sum over the references of an atom of weight times C6 with every reference
+    by_cn: Singles  # (K * 16 * R,) their derivatives by the coordination number of the atom
+
+
+@part
 def _end(reach: Range) -> Singles:
     """Cutoff and one over the width, for the blocks."""
     return np.array([reach.cutoff, 1.0 / max(reach.width, 1e-30)], dtype=np.float32)
@@ -56,72 +73,70 @@ def _end(reach: Range) -> Singles:
 def sum_counts(clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range) -> Reals:
     """Coordination numbers (K * 16,); `parameters` (S * S * 5,) of `dispersion_blocks`."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
-    n_clusters = clusters.filled.shape[0]
+    real, n_clusters = clusters.real, clusters.filled.shape[0]
     columns = np.empty(3 * SIZE, dtype=np.float32)
-    end = _end(reach)
+    end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
     sums = np.zeros(n_clusters * SIZE)
     for second in range(n_clusters):
-        place = second * SIZE
-        for first in range(n_clusters):
-            pair, n_rows = clusters.kind[first] * n_kinds + clusters.kind[second], clusters.filled[first]
+        for first in range(second + 1):
+            pair, n = clusters.kind[first] * n_kinds + clusters.kind[second], clusters.filled[first]
             for t in range(shifts.shape[0] // 3):
                 nearest, farthest = box_distances(low, high, shifts, first, second, t)
                 if nearest > reach.cutoff**2:
                     continue
                 second_atoms(coord, low, high, shifts, first, second, t, columns)
-                if (first == second and t == 0) or farthest > (reach.cutoff - reach.width) ** 2:
-                    count_block_ended(own, first, n_rows, columns, parameters, pair, end, sums, place)
+                if first == second:
+                    count_block_own(own, columns, first, second, n, real, parameters, pair, end, sums)
+                elif farthest > plain:
+                    count_block_ended(own, columns, first, second, n, real, parameters, pair, end, sums)
                 else:
-                    count_block(own, first, n_rows, columns, parameters, pair, end, sums, place)
+                    count_block(own, columns, first, second, n, real, parameters, pair, end, sums)
     return sums
 
 
 @compiled
-def sum_count_forces(
-    clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range, weights: Singles, sums: Reals
+def sum_count_gradients(
+    clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range, weights: Singles, sums: PairSums
 ) -> None:
-    """Add gradients and virials that come from coordination numbers with the `weights` dE/dCN (K * 16,) to `sums`."""
+    """Add gradients that come from coordination numbers with the `weights` dE/dCN (K * 16,) to `sums`."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
-    n_clusters = clusters.filled.shape[0]
+    real, n_clusters, n_shifts = clusters.real, clusters.filled.shape[0], clusters.shifts.shape[0] // 3
     columns = np.empty(3 * SIZE, dtype=np.float32)
-    end = _end(reach)
+    end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
+    to, by_shift = sums.atoms, sums.translations
     for second in range(n_clusters):
-        place = second * SIZE * N_SUMS
-        for first in range(n_clusters):
-            pair, n_rows = clusters.kind[first] * n_kinds + clusters.kind[second], clusters.filled[first]
-            for t in range(shifts.shape[0] // 3):
+        for first in range(second + 1):
+            pair, n = clusters.kind[first] * n_kinds + clusters.kind[second], clusters.filled[first]
+            for t in range(n_shifts):
                 nearest, farthest = box_distances(low, high, shifts, first, second, t)
                 if nearest > reach.cutoff**2:
                     continue
                 second_atoms(coord, low, high, shifts, first, second, t, columns)
-                if (first == second and t == 0) or farthest > (reach.cutoff - reach.width) ** 2:
-                    count_forces_block_ended(
-                        own, first, n_rows, columns, parameters, pair, end, weights, second, sums, place
+                if first == second:
+                    count_gradient_block_own(
+                        own, columns, first, second, n, real, parameters, pair, end, weights, to, by_shift, t + n_shifts
+                    )
+                elif farthest > plain:
+                    count_gradient_block_ended(
+                        own, columns, first, second, n, real, parameters, pair, end, weights, to, by_shift, t
                     )
                 else:
-                    count_forces_block(own, first, n_rows, columns, parameters, pair, end, weights, second, sums, place)
+                    count_gradient_block(
+                        own, columns, first, second, n, real, parameters, pair, end, weights, to, by_shift, t
+                    )
 
 
 @compiled
-def weigh_references(
-    clusters: Clusters, cn: Reals, references: References, weights: Singles, slopes: Singles, partners: Singles
-) -> None:
-    """Weights of reference systems at coordination numbers `cn` (K * 16,).
-
-    Parameters
-    ----------
-    weights, slopes
-        (K * M * 16,) out: weight of each reference of a cluster's kind, and its derivative by the coordination number;
-        M is the largest number of references of a kind.
-    partners
-        (K * 16 * R,) out: sum over the references of an atom of weight times C6 with every reference.
-    """
+def weigh_references(clusters: Clusters, cn: Reals, references: References, weights: Weights) -> None:
+    """Fill `weights` at the coordination numbers `cn` (K * 16,)."""
     n_references = references.cn.shape[0]
-    most = weights.shape[0] // cn.shape[0]
+    most = weights.of_own.shape[0] // cn.shape[0]
     for c in range(clusters.filled.shape[0]):
         begin, end = references.begin[clusters.kind[c]], references.begin[clusters.kind[c] + 1]
         for lane in range(SIZE):
             atom = c * SIZE + lane
+            row = slice(atom * n_references, (atom + 1) * n_references)
+            weights.partners[row], weights.by_cn[row] = 0.0, 0.0
             largest = -np.inf
             for r in range(begin, end):
                 largest = max(largest, -WEIGHT_STEEPNESS * (cn[atom] - references.cn[r]) ** 2)
@@ -132,43 +147,37 @@ def weigh_references(
                 total += gaussian
                 mean += gaussian * off
             mean /= total
-            partners[atom * n_references : (atom + 1) * n_references] = 0.0
             for r in range(begin, end):
                 off = cn[atom] - references.cn[r]
-                weight = math.exp(-WEIGHT_STEEPNESS * off**2 - largest) / total
+                weight = clusters.real[atom] * math.exp(-WEIGHT_STEEPNESS * off**2 - largest) / total
+                slope = -2.0 * WEIGHT_STEEPNESS * weight * (off - mean)
                 place = (c * most + r - begin) * SIZE + lane
-                weights[place] = weight
-                slopes[place] = -2.0 * WEIGHT_STEEPNESS * weight * (off - mean)
+                weights.of_own[place], weights.slopes[place] = weight, slope
                 for k in range(n_references):
-                    partners[atom * n_references + k] += weight * references.c6[r, k]
+                    weights.partners[atom * n_references + k] += weight * references.c6[r, k]
+                    weights.by_cn[atom * n_references + k] += slope * references.c6[r, k]
 
 
 @compiled
 def sum_energies(
-    clusters: Clusters,
-    parameters: Singles,
-    n_kinds: int,
-    reach: Range,
-    references: References,
-    weights: Singles,
-    slopes: Singles,
-    partners: Singles,
-) -> Reals:
-    """(K * 11 * 16,): energies, derivatives by coordination numbers, gradients and virials at fixed C6."""
+    clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range, references: References, weights: Weights
+) -> PairSums:
+    """Energies, derivatives by coordination numbers and gradients at fixed C6: five sums of each atom."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
-    n_clusters, n_references = clusters.filled.shape[0], references.cn.shape[0]
-    size = weights.shape[0] // n_clusters
+    real, n_clusters, n_shifts = clusters.real, clusters.filled.shape[0], clusters.shifts.shape[0] // 3
+    n_references, size = references.cn.shape[0], weights.of_own.shape[0] // n_clusters
     columns = np.empty(3 * SIZE, dtype=np.float32)
-    c6, by_cn = np.empty(SIZE * SIZE, dtype=np.float32), np.empty(SIZE * SIZE, dtype=np.float32)
-    end = _end(reach)
-    sums = np.zeros(n_clusters * N_SUMS * SIZE)
+    c6 = np.empty(3 * SIZE * SIZE, dtype=np.float32)
+    end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
+    sums = PairSums(np.zeros(n_clusters * N_SUMS * SIZE), np.zeros(2 * n_shifts * 3))
+    to, by_shift = sums.atoms, sums.translations
     for second in range(n_clusters):
-        kind, place = clusters.kind[second], second * N_SUMS * SIZE
+        kind = clusters.kind[second]
         begin, many = references.begin[kind], references.begin[kind + 1] - references.begin[kind]
-        for first in range(n_clusters):
-            pair, n_rows = clusters.kind[first] * n_kinds + kind, clusters.filled[first]
+        for first in range(second + 1):
+            pair, n = clusters.kind[first] * n_kinds + kind, clusters.filled[first]
             known = False
-            for t in range(shifts.shape[0] // 3):
+            for t in range(n_shifts):
                 nearest, farthest = box_distances(low, high, shifts, first, second, t)
                 if nearest > reach.cutoff**2:
                     continue
@@ -176,35 +185,33 @@ def sum_energies(
                     known = True
                     start = first * SIZE * n_references + begin
                     c6_block(
-                        partners,
-                        start,
-                        n_references,
-                        clusters.filled[first],
-                        weights,
-                        slopes,
-                        second * size,
-                        many,
-                        c6,
-                        by_cn,
-                    )
+                        weights.partners, weights.by_cn, start, n_references, n, weights.of_own, weights.slopes,
+                        second * size, many, c6,
+                    )  # fmt: skip
                 second_atoms(coord, low, high, shifts, first, second, t, columns)
-                if (first == second and t == 0) or farthest > (reach.cutoff - reach.width) ** 2:
-                    energy_block_ended(own, first, n_rows, columns, parameters, pair, end, c6, by_cn, sums, place)
+                if first == second:
+                    energy_block_own(
+                        own, columns, first, second, n, real, parameters, pair, end, c6, to, by_shift, t + n_shifts
+                    )
+                elif farthest > plain:
+                    energy_block_ended(own, columns, first, second, n, real, parameters, pair, end, c6, to, by_shift, t)
                 else:
-                    energy_block(own, first, n_rows, columns, parameters, pair, end, c6, by_cn, sums, place)
+                    energy_block(own, columns, first, second, n, real, parameters, pair, end, c6, to, by_shift, t)
     return sums
 
 
 @compiled
-def collect(clusters: Clusters, sums: Reals, gradient: Reals) -> tuple[float, Reals]:
-    """Energy and virial (xx, yy, zz, yz, xz, xy) of `sums` (K, 11, 16); gradients go to the atoms (n, 3)."""
-    energy, virial = 0.0, np.zeros(6)
+def collect(clusters: Clusters, sums: PairSums, gradient: Reals) -> tuple[float, Reals]:
+    """Energy and virial (3, 3) of `sums`; gradients go to the atoms (n, 3)."""
+    energy, virial = 0.0, np.zeros((3, 3))
     for c in range(clusters.filled.shape[0]):
         for lane in range(clusters.filled[c]):
             place = c * N_SUMS * SIZE + lane
-            energy += sums[place]
+            energy += sums.atoms[place]
             for axis in range(3):
-                gradient[clusters.atom[c * SIZE + lane], axis] = sums[place + (FORCE + axis) * SIZE]
-            for k in range(6):
-                virial[k] += sums[place + (FORCE + 3 + k) * SIZE]
+                value = sums.atoms[place + (GRADIENT + axis) * SIZE]
+                gradient[clusters.atom[c * SIZE + lane], axis] = value
+                for k in range(3):
+                    virial[k, axis] += clusters.coord[(3 * c + k) * SIZE + lane] * value
+    add_translations(clusters.shifts, sums.translations, virial)
     return energy, virial

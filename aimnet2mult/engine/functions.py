@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.polynomial import Chebyshev, Polynomial
-from scipy.special import erfcx
 
 from aimnet2mult.engine.simd import LANES, Emitter, Floats, Int, Lanes, emitted
 
@@ -54,6 +53,8 @@ def exponential(x: Lanes) -> Lanes:
 
 def _scaled_erfc(t: np.ndarray) -> np.ndarray:
     """erfcx(z) / t for t = 1 / (1 + z / 2): bounded and smooth from t = 0 (z = infinity) to t = 1 (z = 0)."""
+    from scipy.special import erfcx  # for compilation only
+
     t = np.maximum(t, 1e-12)
     return erfcx(2.0 * (1.0 / t - 1.0)) / t
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from aimnet2mult.engine.clusters import SIZE
 from aimnet2mult.engine.functions import complementary_error, exponential
-from aimnet2mult.engine.simd import Doubles, Floats, Int, Lanes
+from aimnet2mult.engine.simd import Floats, Int, Lanes
 
 _COINCIDENT: Final = 1e-4  # square of distances below which the two atoms of a pair are the same one
 
@@ -51,31 +51,21 @@ class Apart(NamedTuple):
     distance: Distance
 
 
-def apart(rows: Floats, row: Int, columns: Sequence[Lanes], far: float) -> Apart:
-    """From atom `row` of `rows` (3, 16) to the atoms `columns`; an atom is seen from itself at the square `far`."""
+def apart(rows: Floats, row: Int, columns: Sequence[Lanes]) -> Apart:
+    """From atom `row` of `rows` (3, 16) to the atoms `columns`."""
     from_row = rows.at(row)
     vector = [column - from_row.everywhere(SIZE * axis) for axis, column in enumerate(columns)]
     square = vector[0] * vector[0]
     for component in vector[1:]:
         square = component.times_plus(component, square)
-    return Apart(vector, Distance(square.where_below(_COINCIDENT, far, square)))
+    return Apart(vector, Distance(square))
 
 
-def add_all(sums: Doubles, position: Int, lanes: Sequence[Lanes]) -> None:
-    """Add sixteen numbers of each kind to `sums` from `position` on."""
-    for number, values in enumerate(lanes):
-        sums.add_lanes(position + SIZE * number, values)
-
-
-def gradient_and_virial(pair: Apart, factor: Lanes, before: Sequence[Lanes]) -> list[Lanes]:
-    """The nine sums `before` plus factor * (2 x, 2 y, 2 z, xx, yy, zz, yz, xz, xy)."""
-    x, y, z = (component * factor for component in pair.vector)
-    products = [(x, 0), (y, 1), (z, 2), (y, 2), (x, 2), (x, 1)]
-    gradient = [value.times_plus(2.0, total) for value, total in zip((x, y, z), before[:3], strict=True)]
-    virial = [
-        value.times_plus(pair.vector[axis], total) for (value, axis), total in zip(products, before[3:], strict=True)
-    ]
-    return [*gradient, *virial]
+def apart_from_others(rows: Floats, row: Int, columns: Sequence[Lanes], far: float) -> Apart:
+    """The same where the atoms may be the same ones: an atom is seen from itself at the square `far`."""
+    seen = apart(rows, row, columns)
+    square = seen.distance.square
+    return Apart(seen.vector, Distance(square.where_below(_COINCIDENT, far, square)))
 
 
 def ended(function: PairFunction, cutoff: Lanes, per_width: Lanes) -> PairFunction:

@@ -25,9 +25,3 @@ class ChargeSum(NamedTuple):
     gradient: Array  # (n, 3) eV/Å
     virial: Array  # (3, 3) eV, by the strain e of x' = x (1 + e)
     by_charge: Array  # (n,) eV/e
-
-
-def full_virial(parts: Array) -> Array:
-    """Symmetric (3, 3) from xx, yy, zz, yz, xz, xy."""
-    xx, yy, zz, yz, xz, xy = parts
-    return np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])

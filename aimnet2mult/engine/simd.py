@@ -120,6 +120,21 @@ def constant(builder: ir.IRBuilder, number: float) -> Lanes:
     return Lanes(builder, ir.Constant(_VECTOR, [number] * LANES))
 
 
+def four_sums(v: list[Lanes]) -> list[Lanes]:
+    """Sum over the lanes of each of four vectors, in every lane."""
+
+    def halves(a: Lanes, b: Lanes) -> Lanes:
+        low = a.shuffled(b, [*range(8), *range(16, 24)])
+        return low + a.shuffled(b, [*range(8, 16), *range(24, 32)])
+
+    a, b = halves(v[0], v[1]), halves(v[2], v[3])
+    quarter = [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27]
+    c = a.shuffled(b, quarter) + a.shuffled(b, [k + 4 for k in quarter])
+    c = c + c.shuffled(c, [k ^ 2 for k in range(16)])
+    c = c + c.shuffled(c, [k ^ 1 for k in range(16)])
+    return [c.shuffled(c, [4 * k] * 16) for k in range(4)]
+
+
 class Floats:
     """A float32 array, or a part of it from some position on."""
 

@@ -127,16 +127,19 @@ def _run_background() -> None:
 
 def _usable() -> bool:
     """Whether numba compiles, and keeps what it compiles."""
-    import numba
+    try:
+        import numba
 
-    from aimnet2mult.engine.jit import cache_directory
-
+        from aimnet2mult.engine.jit import cache_directory
+    except ImportError as error:  # it refuses versions of numpy that it does not know
+        _LOG.warning("there are no fast kernels, because numba cannot be imported (%s)", error)
+        return False
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         return False
-    folder = cache_directory()
     try:
+        folder = cache_directory()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows where the home of this user is
         return False
     return os.access(folder, os.W_OK)
 
@@ -152,17 +155,23 @@ def _is_complete() -> bool:
 
 
 def _mark() -> Path:
-    """A file that is there when everything has been compiled for this processor and these versions."""
+    """A file that is there when everything has been compiled for this processor and these versions.
+
+    numba keeps apart what it has compiled from sources in different places, and does not use it once their files have
+    been written anew, be they the same word for word: another installation of the same version counts as another one.
+    """
     import llvmlite.binding as llvm
     import numba
 
     from aimnet2mult.engine.jit import cache_directory
 
+    sources = sorted(Path(__file__).resolve().parent.glob("*.py"))
     kind = [
         numba.__version__,
         platform.python_version(),
         str(numba.config.CPU_NAME or llvm.get_host_cpu_name()),  # type: ignore[attr-defined]
         str(numba.config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()),  # type: ignore[attr-defined]
+        *(f"{path} {path.stat().st_mtime_ns}" for path in sources),
     ]
     return cache_directory() / f"complete-{hashlib.sha256(' '.join(kind).encode()).hexdigest()[:16]}"
 
