@@ -61,6 +61,16 @@ class AtomState(NamedTuple):
     charges: Tensor  # (n, C) float64 e per channel
 
 
+class Description(NamedTuple):
+    """What the backbone makes of a batch: all that its readouts need."""
+
+    pairs: Pairs
+    atoms: AtomIndex
+    numbers: Tensor  # (n,) atomic numbers
+    readout: Tensor  # (n,) which weights of the heads each atom uses
+    state: AtomState
+
+
 class Prediction(NamedTuple):
     """What a network or potential predicts for a batch."""
 

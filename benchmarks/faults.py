@@ -20,7 +20,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from fault_cases import compiling, inputs, kills, machine, mutations, settings
+from fault_cases import (
+    around_calls,
+    calls,
+    compiling,
+    inputs,
+    kills,
+    life,
+    machine,
+    mutations,
+    potentials,
+    settings,
+    structures,
+)
 from fault_cases.table import Outcome, render
 
 
@@ -69,6 +81,19 @@ def compiling_cases(_: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
     yield from compiling.programs(folder)
 
 
+def call_cases(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
+    """Calls of the calculator."""
+    make, d4 = (potentials.Calculators(potentials.write_potentials(folder, n, d)) for n, d in potentials.KINDS)
+    yield from calls.call_cases(make, folder)
+    yield from structures.structure_cases(make, d4)
+    yield from around_calls.around_cases(folder, 20 if args.quick else 300, args.seed)
+
+
+def life_cases(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
+    """A long life."""
+    return life.life_cases(folder, args.quick, 3_000 if args.quick else 100_000)
+
+
 def mutation_cases(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
     """Mutated files."""
     return mutations.mutations(folder, args.mutations, args.seed)
@@ -79,6 +104,8 @@ PARTS: dict[str, Cases] = {
     "data": data_cases,
     "settings": settings_cases,
     "compiling": compiling_cases,
+    "calls": call_cases,
+    "life": life_cases,
     "mutations": mutation_cases,
     "machine": machine_cases,
     "kills": kill_cases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import numpy as np
@@ -103,6 +104,37 @@ def test_lists_survive_small_moves_and_stay_right() -> None:
         far = set(entries(lists.pairs))
         assert images(system, 7.0) <= far | {(j, i, -a, -b, -c) for i, j, a, b, c in far}
     assert 1 < verlet.builds < 30
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_lists_do_not_depend_on_what_was_asked_before(name: str) -> None:
+    """The last bit of a sum depends on the order of what is summed. No image stands just at these cutoffs."""
+    rng = np.random.default_rng(1)
+    start = frame(CELLS[name], 6, spread=4.0)
+    walker = VerletLists(skin=1.0)
+    walker.update(start, 4.1, 6.3)
+    for _ in range(20):
+        step = start._replace(coord=start.coord + rng.normal(scale=0.05, size=(6, 3)))
+        for found, expected in zip(
+            walker.update(step, 4.1, 6.3)[:3], VerletLists(skin=0.0).update(step, 4.1, 6.3)[:3], strict=True
+        ):
+            for a, b in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+    assert walker.builds == 1
+
+
+def test_lists_of_many_sizes_leave_nothing_behind() -> None:
+    """Each number of pairs had types of its own, which ctypes kept: some 15 objects and 10 kB for each list."""
+
+    def known_after(cutoffs: NDArray[np.float64]) -> int:
+        sizes = {len(find_pairs(frame(TRICLINIC, 5), cutoff, each_once=True).first) for cutoff in cutoffs}
+        assert len(sizes) > 10
+        gc.collect()
+        return len(gc.get_objects())
+
+    known_after(np.linspace(3.0, 4.0, 20))
+    before = known_after(np.linspace(4.0, 5.0, 20))
+    assert known_after(np.linspace(5.0, 7.0, 60)) < before + 60
 
 
 def test_what_makes_lists_new() -> None:

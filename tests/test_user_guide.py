@@ -18,6 +18,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"),
 
 
 @pytest.mark.filterwarnings("ignore:.*forces of .* are not small")
+@pytest.mark.filterwarnings("ignore:Use thermalize_momenta")  # which older versions of ASE do not have
 def test_the_guide_runs(potential_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "compiled").mkdir()
     for file in potential_file.parent.glob("model_fid?.jpt"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,11 @@ from ase.outputs import Properties, all_outputs
 from numpy.typing import NDArray
 
 from aimnet2mult.calculators.batch import checked_systems, evaluate_batches
-from aimnet2mult.calculators.evaluation import Evaluation, Surroundings, evaluate
+from aimnet2mult.calculators.cautions import Cautions
+from aimnet2mult.calculators.evaluation import Evaluation, evaluate
 from aimnet2mult.calculators.fidelities import Fidelities, all_fidelities
 from aimnet2mult.calculators.hessian import hessian
 from aimnet2mult.calculators.inputs import (
-    System,
     check_defined,
     checked_device,
     checked_system,
@@ -31,9 +30,9 @@ from aimnet2mult.calculators.inputs import (
     whole_number,
 )
 from aimnet2mult.calculators.locate import locate
-from aimnet2mult.calculators.members import COULOMB_METHODS, Changes, Committee, Potentials
+from aimnet2mult.calculators.members import COULOMB_METHODS, Changes, Potentials
 from aimnet2mult.calculators.neighbors import VerletLists
-from aimnet2mult.calculators.preparation import CHARGED_CELL, Prepared, is_charged_ewald, look_up
+from aimnet2mult.calculators.preparation import Prepared, look_up
 from aimnet2mult.calculators.reference import door, listed
 from aimnet2mult.calculators.results import ase_results
 from aimnet2mult.calculators.runtime_dispersion import RuntimeDispersion
@@ -111,7 +110,8 @@ class AIMNet2MultCalculator(Calculator):
     in e Å, sum_i q_i (r_i - R) about the centre of mass R (standard atomic masses): for neutral molecules any other
     origin gives the same, for ions this one is the convention. The dipole of a periodic system is not defined and not
     among its results. An ensemble has further ``energy_std`` and ``forces_std``, sample standard deviations
-    (n - 1) over its members. Non-finite results raise ASE's `CalculationFailed`.
+    (n - 1) over its members. Potentials that know what they were trained on give ``novelty``: above 1 a structure lies
+    outside of that, and a `NoveltyWarning` says so once. Non-finite results raise ASE's `CalculationFailed`.
 
     Only what is asked for is computed: a gradient for forces, and the strain for stress. Nothing is written into the
     Atoms. Calculators can be pickled (the file must then be where it was), copied, and shared by threads, which take
@@ -148,7 +148,7 @@ class AIMNet2MultCalculator(Calculator):
         self._lock = threading.RLock()
         self._verlet = VerletLists()
         self._state: tuple[int, int | None] | None = None  # charge and multiplicity that the results are for
-        self._background_said = False
+        self._cautions = Cautions()
         super().__init__()
         if dtype not in DTYPES:
             raise InputError(f"unknown dtype {dtype!r}; use 'mixed' (float32 network, float64 energies) or 'float64'")
@@ -269,9 +269,11 @@ class AIMNet2MultCalculator(Calculator):
             forces = bool({"forces", "forces_std", "stress"} & {*properties})
             stress = forces and system.n_periodic == 3  # optimisers and barostats want both: one pass, little more work
             committee = self._potentials.committee()
-            around = self._look_up(system, committee)
+            self._cautions.before([system], committee)
+            around = look_up(system, committee, self._verlet)
             with committee.lock:
                 (found,) = evaluate(committee.evaluator, [system], [around], committee.dispersion, stress, forces)
+            self._cautions.after([found], committee)
             self.results = ase_results(found, system)
             self.atoms = atoms.copy()
             self._state = wanted_state(atoms.info, self.charge, self.mult)
@@ -308,9 +310,10 @@ class AIMNet2MultCalculator(Calculator):
             committee = self._potentials.committee()
             with_stress = ["stress"] if stress else []
             systems = checked_systems(structures, self.charge, self.mult, self.metadata, with_stress)
-            for system in systems:
-                self._warn_of_background(system, committee)
-            return evaluate_batches(committee, systems, stress, forces, memory)
+            self._cautions.before(systems, committee)
+            found = evaluate_batches(committee, systems, stress, forces, memory)
+            self._cautions.after(found, committee)
+            return found
 
     def all_fidelities(self, atoms: Atoms) -> Fidelities:
         """Energy, forces and charges at every fidelity compiled beside this one, and their spread.
@@ -357,7 +360,8 @@ class AIMNet2MultCalculator(Calculator):
         with self._lock:
             system = checked_system(self._structure(atoms), self.charge, self.mult, self._potentials.metadata)
             committee = self._potentials.committee(precise=True)
-            around = self._look_up(system, committee)
+            self._cautions.before([system], committee)
+            around = look_up(system, committee, self._verlet)
             with own_settings(committee.device, False):
                 data = door([system], listed([around]), committee.device)
         return Prepared(committee.modules, data, system, committee.dispersion, committee.lock)
@@ -370,7 +374,8 @@ class AIMNet2MultCalculator(Calculator):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_verlet")}
-        return state | {"parameters": copy.copy(self.parameters)}  # set() changes it in place
+        # set() changes the one in place, warnings the other
+        return state | {"parameters": copy.copy(self.parameters), "_cautions": copy.copy(self._cautions)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -384,12 +389,3 @@ class AIMNet2MultCalculator(Calculator):
         self.parameters["fidelity"] = potentials.metadata.fidelity.index
         several = len(potentials.committee().modules) > 1
         self.implemented_properties = [*PROPERTIES, *(DEVIATIONS if several else ())]
-
-    def _look_up(self, system: System, committee: Committee) -> Surroundings:
-        self._warn_of_background(system, committee)
-        return look_up(system, committee, self._verlet)
-
-    def _warn_of_background(self, system: System, committee: Committee) -> None:
-        if is_charged_ewald(system, committee) and not self._background_said:
-            self._background_said = True
-            warnings.warn(CHARGED_CELL, stacklevel=2)

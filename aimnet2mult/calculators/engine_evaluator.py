@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from ase.calculators.calculator import CalculationFailed
 from numpy.typing import NDArray
+from torch import nn
 
 from aimnet2mult.calculators.evaluation import Outputs, Surroundings
 from aimnet2mult.calculators.inputs import System
+from aimnet2mult.calculators.novelty import EngineNovelty
 from aimnet2mult.calculators.pair_terms import PairTerms, TermSums
 from aimnet2mult.calculators.reference import VOIGT
 from aimnet2mult.calculators.torch_modes import stopped
@@ -49,6 +51,8 @@ class EngineMember:
         Energy terms in compiled code.
     others
         Terms that only their own programs know.
+    novelty
+        One, or none where the potential does not know what it was trained on.
     """
 
     def __init__(self, module: Any, settings: NetworkSettings) -> None:
@@ -59,6 +63,8 @@ class EngineMember:
 
         terms = split_terms(module)
         self.coulomb, self.dispersion = terms.coulomb, terms.dispersion
+        # files of older versions and published ones know nothing of what they were trained on
+        self.novelty = [EngineNovelty(one) for one in getattr(module, "novelty", nn.ModuleList()).children()]
         self.others = PairTerms(terms.other_heads, terms.other_terms)
         self._network = module.network
         self._settings = settings
@@ -150,6 +156,7 @@ def _run(
     """The network of one potential and its terms; `rest` are those that do not depend on charges."""
     engine = member.engine()
     forward = engine.forward(flat, edges)
+    novelty = next((one(forward) for one in member.novelty), None)  # of features that are lent
     charges = forward.charges.sum(axis=1)
     rest = rest + [_coulomb(term, systems, flat, charges) for term in member.coulomb]
     if member.others:
@@ -165,6 +172,7 @@ def _run(
         spin_charges=spin,
         forces=-gradient if wanted.forces and gradient is not None else None,
         stress=_voigt_stress(virial, systems) if wanted.stress and virial is not None else None,
+        novelty=novelty,
     )
 
 

@@ -27,6 +27,7 @@ class Evaluation(NamedTuple):
     stress: Array | None  # (6,) eV/Å^3, Voigt order xx, yy, zz, yz, xz, xy
     energy_std: float | None = None  # eV, over the members of an ensemble
     forces_std: Array | None = None  # (N, 3) eV/Å
+    novelty: float | None = None  # above 1: outside of what was trained on; None: not known; mean over members
 
 
 class Surroundings(NamedTuple):
@@ -44,6 +45,7 @@ class Outputs(NamedTuple):
     spin_charges: Array  # (n,) e
     forces: Array | None  # (n, 3) eV/Å
     stress: Array | None  # (B, 6) eV/Å^3, Voigt order
+    novelty: Array | None  # (B,)
 
 
 class Evaluator(Protocol):
@@ -106,9 +108,11 @@ def _of_one(members: Sequence[Outputs], row: int, begin: int, end: int) -> Evalu
             spin_charges=first.spin_charges[begin:end],
             forces=None if first.forces is None else first.forces[begin:end],
             stress=None if first.stress is None else first.stress[row],
+            novelty=None if first.novelty is None else float(first.novelty[row]),
         )
     energy = np.array([member.energy[row] for member in members])
     forces = None if first.forces is None else np.array([member.forces[begin:end] for member in members])  # type: ignore[index]
+    novelty = [member.novelty[row] for member in members if member.novelty is not None]
     return Evaluation(
         energy=float(energy.mean()),
         charges=np.mean([member.charges[begin:end] for member in members], axis=0),
@@ -117,6 +121,7 @@ def _of_one(members: Sequence[Outputs], row: int, begin: int, end: int) -> Evalu
         stress=None if first.stress is None else np.mean([member.stress[row] for member in members], axis=0),  # type: ignore[index]
         energy_std=float(energy.std(ddof=1)),
         forces_std=None if forces is None else forces.std(axis=0, ddof=1),
+        novelty=float(np.mean(novelty)) if novelty else None,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class Frame(NamedTuple):
 
 
 class FlatPairs(NamedTuple):
-    """Pairs of atoms (first, second + shift @ cell), sorted by the first atom."""
+    """Pairs of atoms (first, second + shift @ cell), sorted by first atom, second atom and translation."""
 
     first: NDArray[np.int64]  # (P,)
     second: NDArray[np.int64]  # (P,)
@@ -67,9 +68,35 @@ def find_pairs(frame: Frame, cutoff: float, each_once: bool) -> FlatPairs:
     home = np.zeros_like(frame.coord)
     home[:, periodic] = np.floor(frame.coord @ np.linalg.inv(box))[:, periodic]
     first, second, shift = finder.compute(frame.coord - home @ box, box, periodic, quantities="ijS")
+    _forget_array_types(len(first))
     first, second = first.astype(np.int64), second.astype(np.int64)
     shift = shift + (home[first] - home[second]).astype(np.int32)
-    return FlatPairs(first, second, shift)
+    return _ordered(FlatPairs(first, second, shift), each_once)
+
+
+def _forget_array_types(length: int) -> None:
+    """Let go of the types that vesin makes for arrays of so many pairs.
+
+    ctypes keeps every type that was ever pointed to, before Python 3.14; there is one for each number of pairs, so that
+    long dynamics would take some ten kilobytes more with every list.
+    """
+    known: dict[Any, Any] = getattr(ctypes, "_pointer_type_cache", {})
+    for kind in list(known):
+        if getattr(kind, "_length_", None) == length and getattr(kind._type_, "_length_", None) in (2, 3):
+            known.pop(kind, None)
+
+
+def _ordered(pairs: FlatPairs, each_once: bool) -> FlatPairs:
+    """The same pairs in an order, and each in a direction, that do not depend on how they were found."""
+    first, second, shift = pairs
+    if each_once:
+        own = first == second
+        x, y, z = shift.T
+        back = (first > second) | (own & ((x < 0) | ((x == 0) & ((y < 0) | ((y == 0) & (z < 0))))))
+        first, second = np.where(back, second, first), np.where(back, first, second)
+        shift = np.where(back[:, None], -shift, shift)
+    order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], second, first))
+    return FlatPairs(first[order], second[order], shift[order])
 
 
 def padded(pairs: FlatPairs, n_atoms: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
@@ -88,7 +115,8 @@ class VerletLists:
     """Lists of one system that stay valid until atoms have moved by half the skin, deformations of the cell included.
 
     Verlet, Phys. Rev. 159, 98 (1967): pairs are collected within cutoff + skin, and only those within the cutoff at
-    the present positions are handed out to the network, so that its work does not grow with the skin.
+    the present positions are handed out, always in the same order: work does not grow with the skin, and what is handed
+    out, to the last bit of sums over it, does not depend on the frames that were asked about before.
 
     Parameters
     ----------
@@ -119,12 +147,10 @@ class VerletLists:
             self._built = Frame(frame.coord.copy(), frame.cell.copy())
             self._cutoffs = (cutoff, pair_cutoff)
             self.builds += 1
-        near = self._near
-        there = frame.coord[near.second] + near.shift @ frame.cell - frame.coord[near.first]
-        square = np.einsum("pc,pc->p", there, there)
-        kept = square < cutoff * cutoff
-        index, shift = padded(FlatPairs(near.first[kept], near.second[kept], near.shift[kept]), len(frame.coord))
-        return SystemLists(index, shift, self._far, _nearest(near, square))
+        near, square = _within(self._near, frame, cutoff)
+        far, _ = _within(self._far, frame, pair_cutoff)
+        index, shift = padded(near, len(frame.coord))
+        return SystemLists(index, shift, far, _nearest(near, square))
 
     def _still_valid(self, frame: Frame, cutoffs: tuple[float, float]) -> bool:
         before = self._built
@@ -176,6 +202,14 @@ def _complete(cell: NDArray[np.float64], periodic: NDArray[np.bool_]) -> NDArray
     complete = cell.copy()
     complete[~periodic] = directions[int(periodic.sum()) :]
     return complete
+
+
+def _within(pairs: FlatPairs, frame: Frame, cutoff: float) -> tuple[FlatPairs, NDArray[np.float64]]:
+    """The pairs that are nearer than the cutoff (Å) now, and their squared distances (Å^2)."""
+    there = frame.coord[pairs.second] - frame.coord[pairs.first] + pairs.shift @ frame.cell
+    square = np.einsum("pc,pc->p", there, there)
+    kept = square < cutoff * cutoff
+    return FlatPairs(pairs.first[kept], pairs.second[kept], pairs.shift[kept]), square[kept]
 
 
 def _nearest(pairs: FlatPairs, square: NDArray[np.float64]) -> Nearest | None:

@@ -91,14 +91,3 @@ def _check_lattice_sums(system: System, committee: Committee) -> None:
             f"a cell of {system.volume:.1e} Å^3 is too large for its lattice sums; set pbc to False for a molecule, or "
             'use coulomb="dsf"'
         )
-
-
-def is_charged_ewald(system: System, committee: Committee) -> bool:
-    """Whether the Coulomb energy is that of a charged cell, which only a background charge makes finite."""
-    return system.charge != 0 and system.n_periodic == 3 and bool(committee.coulomb & {"simple", "ewald"})
-
-
-CHARGED_CELL = (
-    "the cell is charged: its long-range Coulomb energy includes a uniform neutralising background, so that energies "
-    "and stress of cells with different charges or sizes cannot be compared directly"
-)

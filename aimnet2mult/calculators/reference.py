@@ -99,6 +99,7 @@ def _run(module: nn.Module, data: dict[str, Tensor], stress: bool, forces: bool)
         spin_charges=_array(output["spin_charges"][real]),
         forces=_array(gradient[real]) if forces and gradient is not None else None,
         stress=None if virial is None else _array(virial[:, VOIGT[0], VOIGT[1]]),
+        novelty=_array(output["novelty"]) if "novelty" in output else None,
     )
 
 

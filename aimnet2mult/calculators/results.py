@@ -27,5 +27,5 @@ def ase_results(found: Evaluation, system: System) -> dict[str, Any]:
         masses = atomic_masses[system.numbers]
         centre = masses @ system.coord / masses.sum()
         results["dipole"] = found.charges @ (system.coord - centre)
-    optional = ("forces", "stress", "energy_std", "forces_std")
+    optional = ("forces", "stress", "energy_std", "forces_std", "novelty")
     return results | {name: getattr(found, name) for name in optional if getattr(found, name) is not None}

@@ -43,6 +43,7 @@ class NetworkEngine:
     ) -> None:
         self._network = network_weights(settings, state, centres, exponent)
         self._pool = Pool(self._network)
+        self._n_features = settings.aim_size
         self._no_charges = np.zeros((0, settings.num_charge_channels))
 
     def forward(self, systems: FlatSystems, edges: Edges) -> Forward:
@@ -72,7 +73,9 @@ class NetworkEngine:
             compute_energies(self._network, systems, edges, workspace.arrays, scratch, team, rank, energy)
 
         run_together(compute, n_threads)
-        return Forward(energy, workspace.arrays.charges[:n_atoms].copy(), systems, edges, workspace)
+        charges, width = workspace.arrays.charges[:n_atoms].copy(), self._network.last_width
+        features = workspace.arrays.features[: n_atoms * width].reshape(n_atoms, width)[:, : self._n_features]
+        return Forward(energy, charges, features, systems, edges, workspace)
 
     def backward(self, forward: Forward, d_charges: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """Derivative of the energies by the vectors of the edges.
@@ -91,7 +94,7 @@ class NetworkEngine:
         """
         gradient = np.empty((len(forward.edges.neighbor), 3))
         by_charge = self._no_charges if d_charges is None else _plain(d_charges, np.float64)
-        _, _, systems, edges, workspace = forward
+        systems, edges, workspace = forward.systems, forward.edges, forward.workspace
 
         def compute(team: I64, rank: int) -> None:
             compute_gradient(

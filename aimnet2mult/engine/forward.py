@@ -135,6 +135,9 @@ def _run_block(
         net.perceptrons, number, n_atoms, first, n_rows, net.row_size, scratch.rows, 0 * area, 1 * area,
         scratch.rows, 2 * area, work.slopes,
     )  # fmt: skip
+    for row in range(n_rows):
+        source, target = 2 * area + row * net.row_size, (first + row) * net.last_width
+        copy(net.last_width // LANES, scratch.rows, source, work.features, target)
     for head in range(2 if net.has_charge_head else 1):
         copy(n_rows * net.row_size // LANES, scratch.rows, 2 * area, scratch.rows, 0)
         run_perceptron(

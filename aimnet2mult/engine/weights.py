@@ -60,6 +60,7 @@ class Network(NamedTuple):
     mix_transposed: NDArray[np.float32]  # (F + C, H, width), flat
     perceptrons: Perceptrons
     has_charge_head: bool
+    last_width: int  # features that the heads read, padded
     slopes: int  # derivatives of activations kept per atom
     row_size: int  # numbers of the widest row of activations, with room for overlapping vectors
 
@@ -205,6 +206,7 @@ def network_weights(
         mix_transposed=_joined([_padded_last(mix.transpose(0, 2, 1), width).reshape(-1)]),
         perceptrons=perceptrons,
         has_charge_head=settings.outputs.charges.kwargs.source == "readout",
+        last_width=padded(settings.aim_size),
         slopes=layers.slopes,
         row_size=row_size,
     )

@@ -27,6 +27,7 @@ class Arrays(NamedTuple):
     combinations: F32  # (T, n, F + C, 3, length_width)
     slopes: F32  # derivatives of activations: per layer (n, columns)
     update: F32  # (n, row_size) outputs of a pass
+    features: F32  # (n, last_width) what the heads read
     d_values: F32  # (n, F + C, width)
     d_sums: F32  # (n, F + C, 4, width) if there are several threads, otherwise of one atom
     # float64, with room for at least as many
@@ -110,6 +111,7 @@ def _shapes(net: Network, n: int, n_edges: int, n_systems: int, n_threads: int) 
         "combinations": (net.n_passes * n * channels * 3 * net.length_width,),
         "slopes": (n * net.slopes,),
         "update": (n * net.row_size,),
+        "features": (n * net.last_width,),
         "d_values": (n * channels * net.width,),
         "d_sums": ((n if n_threads > 1 else 1) * channels * 4 * net.width,),
         "charges": (n, c),

@@ -28,6 +28,7 @@ from aimnet2mult.errors import ConfigError, ModelFileError
 from aimnet2mult.files import atomic_path
 from aimnet2mult.models.archive import ARCHIVE_ERRORS, check_archive, first_line, seal, write_sealed
 from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.models.novelty import NoveltyStatistics, read_statistics
 from aimnet2mult.models.potential import Potential
 from aimnet2mult.models.program import load_program
 
@@ -45,6 +46,7 @@ class Weights:
     fidelities: list[FidelityInfo]
     provenance: dict[str, str]
     sae: dict[int, dict[int, float]]  # eV by fidelity and atomic number, as removed from the labels; {}: not known
+    novelty: dict[int, NoveltyStatistics]  # by fidelity; {}: not known
     path: Path
 
     def build(self) -> MultiFidelityNetwork:
@@ -99,10 +101,12 @@ def save_weights(
     fidelities: Sequence[FidelityInfo],
     provenance: Mapping[str, str],
     sae: Mapping[int, Mapping[int, float]] | None = None,
+    novelty: Mapping[int, NoveltyStatistics] | None = None,
 ) -> None:
     """Write the weights of a multi-fidelity network with all that is needed to rebuild it, atomically.
 
-    `sae` are the self-atomic energies (eV) by fidelity and atomic number that training removed from the labels.
+    `sae` are the self-atomic energies (eV) by fidelity and atomic number that training removed from the labels;
+    `novelty` tells by fidelity where the features of the training atoms lie.
 
     Raises
     ------
@@ -116,6 +120,7 @@ def save_weights(
         "fidelities": json.dumps([info.model_dump() for info in fidelities]),
         "provenance": dict(provenance),
         "sae": {fidelity: dict(values) for fidelity, values in (sae or {}).items()},
+        "novelty": {fidelity: dict(known._asdict()) for fidelity, known in (novelty or {}).items()},
         "weights": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
     }
     try:
@@ -140,12 +145,17 @@ def load_weights(path: str | Path) -> Weights:
         raise ModelFileError(f"{path}: not a weights file written by aimnet2mult; {_OURS}")
     _check_version(path, content.get("format_version"))
     try:
+        config = validated(ModelConfig, json.loads(content["model"]), str(path))
         return Weights(
-            config=validated(ModelConfig, json.loads(content["model"]), str(path)),
+            config=config,
             state=_checked_state(path, content["weights"]),
             fidelities=TypeAdapter(list[FidelityInfo]).validate_json(content["fidelities"]),
             provenance=TypeAdapter(dict[str, str]).validate_python(content["provenance"]),
             sae=TypeAdapter(dict[int, dict[int, FiniteFloat]]).validate_python(content.get("sae", {})),
+            novelty={
+                fidelity: read_statistics(_checked_state(path, state), config.kwargs.aim_size)
+                for fidelity, state in _by_fidelity(content.get("novelty", {}))
+            },
             path=path,
         )
     except (KeyError, TypeError, ValueError, ConfigError) as error:
@@ -161,6 +171,12 @@ def _checked_state(path: Path, state: Any) -> dict[str, Tensor]:
     if not all(bool(torch.isfinite(value).all()) for value in state.values()):
         raise ValueError("some weights are not finite")
     return state
+
+
+def _by_fidelity(values: Any) -> list[tuple[int, Any]]:
+    if not isinstance(values, dict) or not all(type(fidelity) is int for fidelity in values):
+        raise ValueError("the novelty statistics are not in order of fidelities")
+    return list(values.items())
 
 
 def _kinds(state: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], bool]]:

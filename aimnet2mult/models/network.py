@@ -11,7 +11,7 @@ from aimnet2mult.models.embedding import FidelityEmbedding
 from aimnet2mult.models.heads import AtomicShift, AtomicSum, Charges, EnergyMLP, SpinCharges
 from aimnet2mult.models.perceptron import FidelityLinear
 from aimnet2mult.physics.geometry import all_pairs, atom_index, listed_pairs, unpack
-from aimnet2mult.types import Molecules, NeighborLists, Prediction
+from aimnet2mult.types import Description, Molecules, NeighborLists, Prediction
 
 
 class MultiFidelityNetwork(nn.Module):
@@ -46,6 +46,10 @@ class MultiFidelityNetwork(nn.Module):
 
         Without `lists` the systems are molecules, and all pairs of their atoms are looked at.
         """
+        return self.read_out(molecules, lists, self.describe(molecules, lists))
+
+    def describe(self, molecules: Molecules, lists: NeighborLists | None) -> Description:
+        """Pass messages between the atoms of a batch; `lists` as for `forward`."""
         index = atom_index(molecules.numbers)
         if lists is None:
             pairs = all_pairs(molecules.coord, molecules.numbers)
@@ -54,8 +58,12 @@ class MultiFidelityNetwork(nn.Module):
         fidelity = molecules.fidelity.index_select(0, index.molecule)
         numbers = molecules.numbers.flatten().index_select(0, index.flat)
         readout = fidelity if self.separate_readouts else torch.zeros_like(fidelity)
-
         state = self.backbone(molecules, pairs, index, numbers, fidelity)
+        return Description(pairs, index, numbers, readout, state)
+
+    def read_out(self, molecules: Molecules, lists: NeighborLists | None, description: Description) -> Prediction:
+        """What `forward` returns, from the description of the same batch."""
+        pairs, index, numbers, readout, state = description
         channels = self.charges(state, molecules, index, readout)
         charges = unpack(channels.sum(dim=-1, keepdim=True), index).squeeze(-1)
         atomic = self.energy_mlp(state.features, readout).to(torch.float64)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from aimnet2mult.models.embedding import MAX_ATOMIC_NUMBER
 from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.models.novelty import Novelty
 from aimnet2mult.types import Molecules, NeighborLists
 
 
@@ -53,14 +54,24 @@ class Potential(nn.Module):
     terms
         Modules (molecules, neighbour lists or None, charges (B, N) e) -> (B,) float64 eV, summed onto the network's
         energy. Each has a ``pair_cutoff`` (Å, 0 if it needs no pair list).
+    novelty
+        Tells how far structures lie from those of training; None where that is not known.
     """
 
-    def __init__(self, network: MultiFidelityNetwork, sae: SelfAtomicEnergy, terms: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        network: MultiFidelityNetwork,
+        sae: SelfAtomicEnergy,
+        terms: Sequence[nn.Module] = (),
+        novelty: Novelty | None = None,
+    ) -> None:
         super().__init__()
         assert network.config.num_fidelities == 1
         self.network = network
         self.sae = sae
         self.terms = nn.ModuleList(terms)
+        # in a list: TorchScript unrolls a list of none or one without a branch
+        self.novelty = nn.ModuleList([] if novelty is None else [novelty])
         self.term_cutoff = max((float(term.pair_cutoff) for term in terms), default=0.0)  # type: ignore[arg-type]
 
     def forward(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +89,8 @@ class Potential(nn.Module):
         Returns
         -------
         dict
-            ``energy`` (B,) float64 eV, ``charges`` and ``spin_charges`` (B, N) e.
+            ``energy`` (B,) float64 eV, ``charges`` and ``spin_charges`` (B, N) e, and ``novelty`` (B,) float64, above
+            1 where a structure lies outside of what training has seen, if the potential knows that.
         """
         coord = data["coord"]
         numbers = data["numbers"].to(torch.int64)
@@ -94,11 +106,15 @@ class Potential(nn.Module):
                 raise ValueError("this potential needs pair_index and pair_shift beside neighbor_index")
         elif "cell" in data and bool((data["cell"] != 0).any()):
             raise ValueError("a periodic system needs neighbor_index and neighbor_shift beside its cell")
-        prediction = self.network(molecules, lists)
+        description = self.network.describe(molecules, lists)
+        prediction = self.network.read_out(molecules, lists, description)
         energy = energy + prediction.energy
         for term in self.terms:
             energy = energy + term(molecules, lists, prediction.charges)
-        return {"energy": energy, "charges": prediction.charges, "spin_charges": prediction.spin_charges}
+        found = {"energy": energy, "charges": prediction.charges, "spin_charges": prediction.spin_charges}
+        for novelty in self.novelty:
+            found["novelty"] = novelty(description.state.features, description.numbers, description.atoms)
+        return found
 
     @torch.jit.export
     def pair_cutoff(self, n_atoms: int, volume: float) -> float:

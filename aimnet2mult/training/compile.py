@@ -27,6 +27,7 @@ from aimnet2mult.models.files import (
     write_potential,
 )
 from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.models.novelty import Novelty
 from aimnet2mult.models.potential import Potential, SelfAtomicEnergy
 from aimnet2mult.training.dispersion import DispersionTerm, dispersion_term
 from aimnet2mult.training.interrupt import REPEAT, exit_code
@@ -92,7 +93,9 @@ def compile_potential(
     _check_sae(trained, info, values, sae)
     known = {z: values[z] for z in info.elements}
     terms = [] if correction is None else [correction.term]
-    potential = Potential(network, SelfAtomicEnergy(known), terms).eval()
+    seen = trained.novelty.get(fidelity)
+    novelty = None if seen is None else Novelty(seen)
+    potential = Potential(network, SelfAtomicEnergy(known), terms, novelty).eval()
     metadata = PotentialMetadata(
         fidelity=info,
         all_fidelities=trained.fidelities,

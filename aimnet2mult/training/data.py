@@ -72,6 +72,10 @@ class TrainingData:
             processes.world_size,
         )
 
+    def batches_of(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Batches that hold every one of `rows` once."""
+        return evaluation_batches(self.dataset.natoms_of, rows, self.settings.samplers.val.batch_size)
+
     def fidelity_infos(self) -> list[FidelityInfo]:
         """What the network can know of each fidelity: elements and labels of the training molecules."""
         train = np.zeros(len(self.dataset), dtype=bool)

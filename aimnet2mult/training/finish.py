@@ -11,6 +11,7 @@ from aimnet2mult.configs.train import TrainConfig
 from aimnet2mult.files import atomic_write_text
 from aimnet2mult.models.files import fill_network, save_weights
 from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.models.novelty import NoveltyStatistics
 from aimnet2mult.training.checkpoints import Progress, read_state
 from aimnet2mult.training.compile import compile_potential
 from aimnet2mult.training.data import TrainingData
@@ -19,6 +20,7 @@ from aimnet2mult.training.logs import RunLog, read_metrics
 from aimnet2mult.training.loss import MTLoss
 from aimnet2mult.training.metrics import ErrorRow, errors_csv, format_errors
 from aimnet2mult.training.model_card import model_card
+from aimnet2mult.training.novelty import fit_novelty, share_of_novel
 from aimnet2mult.training.plots import plot_learning_curves, plot_parity
 from aimnet2mult.training.processes import Processes
 from aimnet2mult.training.provenance import provenance
@@ -69,12 +71,13 @@ def finish(
     epoch = progress.best_epoch if config.trainer.final_weights == "best" else progress.epoch
     origin |= {"epoch": str(epoch), "best_epoch": str(progress.best_epoch), "steps": str(progress.total_steps)}
     weights = folder / "model.pt"
-    for path in (weights, save):
-        if path is not None:
-            save_weights(path, network, infos, origin, data.sae)
-            log.line(f"weights of epoch {epoch}: {path}")
     alone = Processes(device=processes.device)
     network = network.to(alone.device).eval()
+    seen = _fit_novelty(network, data, infos, alone, log, limit)
+    for path in (weights, save):
+        if path is not None:
+            save_weights(path, network, infos, origin, data.sae, seen)
+            log.line(f"weights of epoch {epoch}: {path}")
     results = {}
     for side, name in SIDES.items():
         batches = data.evaluation(side, alone)[:limit]
@@ -92,6 +95,30 @@ def finish(
     atomic_write_text(folder / "model_card.md", card)
     log.line(f"model card: {folder / 'model_card.md'}")
     return compiled
+
+
+def _fit_novelty(
+    network: MultiFidelityNetwork,
+    data: TrainingData,
+    infos: Sequence[FidelityInfo],
+    alone: Processes,
+    log: RunLog,
+    limit: int | None,
+) -> dict[int, NoveltyStatistics]:
+    """What each fidelity has seen, and how much of what was held back lies outside of that."""
+    seen = {}
+    for info in infos:
+        statistics = fit_novelty(network, data, info.index, alone.device, limit)
+        if statistics is None:
+            continue
+        seen[info.index] = statistics
+        told = []
+        for side, name in SIDES.items():
+            share = share_of_novel(network, data, side, info.index, statistics, limit)
+            told += [] if share is None else [f"{100 * share:.0f} % of the {name} structures"]
+        if told:
+            log.line(f"novelty above 1, fidelity {info.index} ({info.name}): {' and '.join(told)}")
+    return seen
 
 
 def _write_errors(
