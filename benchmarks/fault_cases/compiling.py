@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from aimnet2mult.models.files import load_potential
+from aimnet2mult.models.files import load_potential, read_metadata
 from aimnet2mult.training.cli_args import main
 from aimnet2mult.training.compile import main as compile_main
 from fault_cases.inputs import in_process
@@ -64,6 +64,14 @@ def compiling(folder: Path) -> Iterator[Outcome]:
     ):
         ended = in_process(compile_main, *arguments)
         yield Outcome(PART, name, " ".join(arguments[8:]) or arguments[-1], _short(ended), ended.refused(*words))
+    for name, other_name in (("rpbe", "pbe"), ("cam-b3lyp", "b3lyp")):
+        found = []
+        for functional in (name, other_name):
+            assert in_process(compile_main, *_arguments(case, *d3, functional)).code == 0
+            inside = read_metadata(case.parent / "compiled/model_fid0.jpt").dispersion
+            found.append((inside.s8, inside.a1, inside.a2))
+        result = f"own parameters, s8 {found[0][0]}; those of {other_name}: {found[1][0]}"
+        yield Outcome(PART, f"the functional {name} is not {other_name}", "D3", result, found[0] != found[1])
     yield from _data_of_d4(case, _arguments(case, *d4, "pbe0"))
     yield from _replacing(case)
 

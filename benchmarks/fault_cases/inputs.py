@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from aimnet2mult.datasets.sae_file import read_sae
 from aimnet2mult.training.cli_args import main
 from fault_cases.material import Ended, groups, make_case, write_h5
 from fault_cases.table import Outcome
@@ -111,9 +112,11 @@ ROWS: tuple[tuple[str, Callable[[Groups], None], str, tuple[str, ...]], ...] = (
     ("mult against parity", _spoilt("mult", 2, 2), "mult", ("does not fit 10 electrons",)),
     ("NaN energy", _spoilt("energy", np.nan, 2), "energy", ("not finite",)),
     ("energy of 1e30", _spoilt("energy", 1e30, 2), "energy", ("1e+30",)),
+    ("infinite energy", _spoilt("energy", -np.inf, 2), "energy", ("not finite",)),
     ("partly NaN forces", _spoilt("forces", np.nan, 2, 0, 1), "forces", ("not finite",)),
     ("infinite forces", _spoilt("forces", np.inf, 2), "forces", ("not finite",)),
     ("forces of 1e30", _spoilt("forces", 1e30, 2, 0, 0), "forces", ("1e+30",)),
+    ("infinite charges", _spoilt("charges", np.inf, 2), "charges", ("not finite",)),
     ("NaN charges in part", _spoilt("charges", np.nan, 2, 0), "charges", ("not finite",)),
     ("coincident atoms", _near, "coord", ("atoms 0 (O) and 1 (H)",)),
 )
@@ -147,6 +150,32 @@ def data_cases(folder: Path) -> Iterator[Outcome]:
 
 def _short(ended: Ended) -> str:
     return f"exit code {ended.code}: {ended.error.strip()[:400]}"
+
+
+def _heavy(folder: Path, dtype: type) -> Outcome:
+    """Molecules whose atomic numbers add up to more than their type of integer holds: 212 and 371."""
+    yaml = make_case(folder, trainer__epochs=1)
+    content = groups(1)
+    for natoms in (4, 7):
+        rows = range(8)
+        coord = np.stack([np.arange(natoms) * 2.7, np.zeros(natoms), np.zeros(natoms)], axis=-1)
+        noise = np.random.default_rng(natoms).normal(scale=0.05, size=(len(rows), natoms, 3))
+        charge = np.full(len(rows), natoms % 2)  # an even number of electrons
+        content[f"{natoms:03d}"] = {
+            "coord": (coord + noise).astype(np.float32),
+            "numbers": np.full((len(rows), natoms), 53, dtype=dtype),
+            "charge": charge.astype(np.float32),
+            "mult": np.ones(len(rows), dtype=np.float32),
+            "structure_id": (9000 + np.arange(len(rows))) * 1000,
+            "energy": np.full(len(rows), natoms * -8100.0),
+            "forces": np.zeros((len(rows), natoms, 3), dtype=np.float32),
+            "charges": np.repeat(charge[:, None] / natoms, natoms, axis=1).astype(np.float32),
+        }
+    write_h5(folder / "fid0.h5", content)
+    ended = in_process(main, yaml)
+    found = ended.code == 0 and abs(read_sae(folder / "out/sae_fid0.yaml")[53] + 8100.0) < 0.5
+    result = f"exit code {ended.code}; energy of I right: {found} {ended.error.strip()[:200] if ended.code else ''}"
+    return Outcome(PART, f"numbers as {np.dtype(dtype)}, sums of Z beyond it", "I4, I7+", result, found)
 
 
 def _files(folder: Path) -> Iterator[Outcome]:
@@ -310,6 +339,8 @@ def _allowed(folder: Path) -> Iterator[Outcome]:
         ended = in_process(main, yaml)
         good = ended.code == 0 and all(word in ended.output for word in words)
         yield Outcome(PART, name, "one file of two changed", f"exit code {ended.code}; said: {', '.join(words)}", good)
+    for dtype in (np.uint8, np.int8):
+        yield _heavy(folder / f"heavy_{np.dtype(dtype)}", dtype)
     one = _changed(folder / "one", _only({"003": slice(1)}))
     alone = "data.fidelities={0: {name: full, files: fid0.h5}}"
     model = (one.parent / "model.yaml").read_text(encoding="utf-8").replace("num_fidelities: 2", "num_fidelities: 1")

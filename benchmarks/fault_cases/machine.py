@@ -19,7 +19,7 @@ import torch
 from aimnet2mult.datasets.split import read_split
 from aimnet2mult.errors import AIMNet2MultError
 from aimnet2mult.files import machine_tag
-from aimnet2mult.models.files import load_potential, load_weights
+from aimnet2mult.models.files import load_potential, load_weights, state_digest
 from aimnet2mult.training.checkpoints import read_state
 from fault_cases.material import ENVIRONMENT, Ended, columns, command, finish, make_case, run, start, write_h5
 from fault_cases.table import Outcome
@@ -296,7 +296,15 @@ def lost_terminal(folder: Path) -> Iterator[Outcome]:
 
 
 def numbers(folder: Path) -> Iterator[Outcome]:
-    """A learning rate of 1e3: a sentence and a good checkpoint."""
+    """The same seed twice, another one; a learning rate of 1e3: a sentence and a good checkpoint."""
+    found = []
+    for number, seed in enumerate((7, 7, 8)):
+        yaml = make_case(folder / f"seed{number}")
+        run(yaml, f"run.seed={seed}")
+        found.append(state_digest(load_weights(yaml.parent / "out/model.pt").state))
+    good = found[0] == found[1] != found[2]
+    same = f"the same weights: {found[0] == found[1]}; with another seed: {found[0] == found[2]}"
+    yield Outcome(PART, "the same seed twice, another one", "three trainings", same, good)
     yaml = make_case(
         folder / "wild", optimizer={"class": "torch.optim.AdamW", "kwargs": {"lr": 1e3}}, trainer__epochs=30
     )

@@ -132,6 +132,12 @@ def values(folder: Path) -> Iterator[Outcome]:
     for override, words in VALUES:
         ended = in_process(main, case, override)
         yield Outcome(PART, override, "override", _short(ended), ended.refused(*words))
+    text = case.read_text(encoding="utf-8")
+    path = case.with_name("strange.yaml")
+    path.write_text(re.sub(r"^( +)1:$", r"\g<1>0:", text, count=1, flags=re.MULTILINE), encoding="utf-8")
+    ended = in_process(main, path)
+    good = ended.refused("strange.yaml", "line", "is there twice")
+    yield Outcome(PART, "two fidelities of one number", "0 and 0", _short(ended), good)
     for name, head, words in YAML:
         path = case.with_name("strange.yaml")
         path.write_text(head + case.read_text(encoding="utf-8"), encoding="utf-8")
