@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aimnet2mult.calculators.ase import AIMNet2MultCalculator
+    from aimnet2mult.calculators.cautions import NoveltyWarning
     from aimnet2mult.calculators.structures import evaluate
     from aimnet2mult.models.files import load_potential
     from aimnet2mult.training.compile import compile_potential
 
 __version__ = "0.1.0"
-__all__ = ["AIMNet2MultCalculator", "__version__", "compile_potential", "evaluate", "load_potential"]
+__all__ = [
+    "AIMNet2MultCalculator",
+    "NoveltyWarning",
+    "__version__",
+    "compile_potential",
+    "evaluate",
+    "load_potential",
+]
 
 _HOMES = {
     "AIMNet2MultCalculator": "aimnet2mult.calculators.ase",
+    "NoveltyWarning": "aimnet2mult.calculators.cautions",
     "compile_potential": "aimnet2mult.training.compile",
     "evaluate": "aimnet2mult.calculators.structures",
     "load_potential": "aimnet2mult.models.files",

@@ -89,7 +89,7 @@ def _judge(network: MultiFidelityNetwork, path: Path, fidelity: int, sae: np.nda
     order = evaluation_batches(dataset.natoms_of, rows, 128)
     features, errors = [], []
     for batch in make_loader(dataset, order, Collate({fidelity: sae}, ["energy"]), 0):
-        features.append(features_of(network, batch))
+        features.append(features_of(network, batch.molecules))
         energy = predict(step_model(network), batch, False, create_graph=False)["energy"].detach()
         natoms = (batch.molecules.numbers > 0).sum(1)
         errors.append(MILLI * (energy - batch.labels["energy"]).abs() / natoms)
@@ -118,9 +118,7 @@ def _features(network: MultiFidelityNetwork, structures: list[Atoms], fidelity: 
         1.0 + odd,
         torch.full((len(structures),), fidelity),
     )
-    with torch.no_grad():
-        description = network.describe(batch, None)
-    return Features(description.state.features, description.numbers, description.atoms)
+    return features_of(network, batch)
 
 
 def _scores(novelty: Novelty, features: list[Features]) -> np.ndarray:

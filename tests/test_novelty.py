@@ -15,8 +15,7 @@ from ase.build import molecule
 from conftest import FIDELITIES, SAE, write_fidelity
 from structures import water
 
-from aimnet2mult import AIMNet2MultCalculator
-from aimnet2mult.calculators.cautions import NoveltyWarning
+from aimnet2mult import AIMNet2MultCalculator, NoveltyWarning
 from aimnet2mult.calculators.reference import ReferenceEvaluator
 from aimnet2mult.datasets.sae_file import write_sae
 from aimnet2mult.engine import warmup
@@ -26,7 +25,7 @@ from aimnet2mult.models.files import load_weights, read_archive, save_weights
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.novelty import Novelty, NoveltyStatistics
 from aimnet2mult.training.compile import compile_potential
-from aimnet2mult.training.novelty import QUANTILE, Features, statistics_of
+from aimnet2mult.training.novelty import QUANTILE, Features, features_of, statistics_of
 from aimnet2mult.types import AtomIndex, Molecules
 
 
@@ -96,7 +95,7 @@ def test_rare_elements_have_finite_statistics() -> None:
     assert all(bool(part.isfinite().all()) for part in statistics)
 
 
-def batches_do_not_matter(parts: list[int]) -> NoveltyStatistics:
+def from_batches(parts: list[int]) -> NoveltyStatistics:
     whole = gaussian(sum(parts))
     cuts, begin = [], 0
     for n in parts:
@@ -107,7 +106,7 @@ def batches_do_not_matter(parts: list[int]) -> NoveltyStatistics:
 
 
 def test_statistics_do_not_depend_on_batches() -> None:
-    one, other = batches_do_not_matter([60]), batches_do_not_matter([7, 40, 13])
+    one, other = from_batches([60]), from_batches([7, 40, 13])
     for a, b in zip(one, other, strict=True):
         assert torch.allclose(a, b, rtol=1e-6)
 
@@ -137,9 +136,7 @@ def batch_of(structures: list[Atoms]) -> Molecules:
 
 
 def seen_by(network: MultiFidelityNetwork, structures: list[Atoms]) -> NoveltyStatistics:
-    with torch.no_grad():
-        description = network.describe(batch_of(structures), None)
-    return statistics_of([Features(description.state.features, description.numbers, description.atoms)])
+    return statistics_of([features_of(network, batch_of(structures))])
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +195,7 @@ def test_both_ways_and_the_definition_agree(trained: Path, calc: AIMNet2MultCalc
     structures = shaken(6, 0.2, seed=6)
     weights = load_weights(trained / "model.pt")
     batch = batch_of(structures)
-    with torch.no_grad():
-        description = weights.build().describe(batch, None)
-    expected = Novelty(weights.novelty[0])(description.state.features, description.numbers, description.atoms)
+    expected = Novelty(weights.novelty[0])(*features_of(weights.build(), batch))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoveltyWarning)
         found = [one.novelty for one in calc.evaluate(structures)]

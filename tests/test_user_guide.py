@@ -17,7 +17,9 @@ GUIDE = Path(aimnet2mult.__file__).parent.parent / "docs" / "user_guide.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.filterwarnings("ignore:.*forces of .* are not small")
+@pytest.mark.filterwarnings(
+    "ignore:.*forces of .* are not small", "ignore:.*modes? is imaginary", "ignore:.*modes are imaginary"
+)
 @pytest.mark.filterwarnings("ignore:Use thermalize_momenta")  # which older versions of ASE do not have
 def test_the_guide_runs(potential_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "compiled").mkdir()

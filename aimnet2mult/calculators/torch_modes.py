@@ -37,6 +37,13 @@ def one_thread_if_forked() -> Iterator[None]:
         yield
         return
     # a parallel region in the child would wait for ever
+    with one_thread():
+        yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread, on whose number its sums in float32 depend."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

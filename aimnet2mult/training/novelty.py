@@ -13,7 +13,7 @@ from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.models.novelty import Novelty, NoveltyStatistics
 from aimnet2mult.training.data import TrainingData
 from aimnet2mult.training.step import to_device
-from aimnet2mult.types import AtomIndex, Batch
+from aimnet2mult.types import AtomIndex, Molecules
 
 STRUCTURES: Final = 5000  # of each fidelity: the quantile below rests on fifty of them
 ATOMS: Final = 200_000  # in all, which bounds the memory: 400 MB with the published size
@@ -54,7 +54,10 @@ def fit_novelty(
     NoveltyStatistics or None
         None where the fidelity has no training structure.
     """
-    found = [features_of(network, to_device(batch, device)) for batch in data.loader(_batches(data, fidelity)[:limit])]
+    found = [
+        features_of(network, to_device(batch, device).molecules)
+        for batch in data.loader(_batches(data, fidelity)[:limit])
+    ]
     return statistics_of(found) if found else None
 
 
@@ -72,14 +75,14 @@ def share_of_novel(
     rows = rows[data.dataset.fidelity_of[rows] == fidelity]
     batches = data.batches_of(rows)[:limit]
     novelty = Novelty(statistics).to(device)
-    found = [novelty(*features_of(network, to_device(batch, device))) for batch in data.loader(batches)]
+    found = [novelty(*features_of(network, to_device(batch, device).molecules)) for batch in data.loader(batches)]
     return float((torch.cat(found) > 1.0).double().mean()) if found else None
 
 
-def features_of(network: MultiFidelityNetwork, batch: Batch) -> Features:
+def features_of(network: MultiFidelityNetwork, molecules: Molecules) -> Features:
     """Last features of the atoms of a batch."""
     with torch.no_grad():
-        description = network.describe(batch.molecules, None)
+        description = network.describe(molecules, None)
     return Features(description.state.features, description.numbers, description.atoms)
 
 

@@ -24,6 +24,7 @@ import torch
 from ase import Atoms
 
 from aimnet2mult import AIMNet2MultCalculator
+from aimnet2mult.calculators.torch_modes import one_thread
 from aimnet2mult.configs.metadata import FORMAT_VERSION
 from aimnet2mult.models.files import load_potential, read_metadata, write_potential
 from fault_cases.calls import PART, both
@@ -32,7 +33,6 @@ from fault_cases.potentials import (
     alkane,
     boxed,
     calculator,
-    one_thread,
     road,
     said,
     water,

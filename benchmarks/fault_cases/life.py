@@ -17,13 +17,13 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
 from aimnet2mult import AIMNet2MultCalculator
+from aimnet2mult.calculators.torch_modes import one_thread
 from fault_cases.potentials import (
     ROADS,
     Calculators,
     alkane,
     boxed,
     calculator,
-    one_thread,
     road,
     water,
     write_potentials,

@@ -74,17 +74,6 @@ def road(name: str) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: its sums in float32 depend on how many there are, those of the engine do not."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def roads() -> dict[str, str]:
     """What calculators evaluate by: name of the road, and what it is on this machine."""
     return {"default": "compiled engine" if warmup.ready() else "program of the file", "program": "program of the file"}

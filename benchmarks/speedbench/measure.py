@@ -125,7 +125,7 @@ def _one_start(place: Place, arguments: Sequence[str]) -> tuple[float, ...]:
 
 
 def _medians(rows: Sequence[tuple[float, ...]]) -> dict[str, float | None]:
-    columns = [median(column) for column in zip(*rows, strict=False)]
+    columns = [median(column) for column in zip(*rows, strict=True)] if all(rows) else []  # nothing if a start failed
     return {"import": columns[0] if columns else None, "first": columns[1] if len(columns) > 1 else None}
 
 
