@@ -23,21 +23,23 @@ class EngineNovelty:
 
     def __init__(self, module: Any) -> None:
         self._place = module.place.tolist()
-        self._mean = module.mean.numpy()
-        self._whitening = module.whitening.numpy()
-        self._scale = float(module.scale)
+        self._mean = list(module.mean.numpy())
+        # in the unit of the result: a small molecule should not wait for more operations than it needs
+        unit = float(module.scale) * module.mean.shape[1] ** 0.5
+        self._whitening = list((module.whitening / unit).numpy())
 
     def __call__(self, forward: Forward) -> Array:
         """(B,) novelty of every structure: that of its most novel atom."""
         numbers = forward.systems.numbers
-        distance = np.empty(len(numbers))
+        square = np.empty(len(numbers))
         for number in set(numbers.tolist()):
-            mine = np.flatnonzero(numbers == number)
-            distance[mine] = self._distances(self._place[number], forward.features[mine])
-        return np.maximum.reduceat(distance, forward.systems.offsets[:-1])
+            mine = (numbers == number).nonzero()[0]
+            square[mine] = self._squares(self._place[number], forward.features[mine])
+        return np.sqrt(np.maximum.reduceat(square, forward.systems.offsets[:-1]))
 
-    def _distances(self, place: int, features: NDArray[np.float32]) -> Array | float:
+    def _squares(self, place: int, features: NDArray[np.float32]) -> NDArray[np.float32] | float:
+        """(n,) squared distances of atoms of one element."""
         if place < 0:
             return np.inf
         offset = (features - self._mean[place]) @ self._whitening[place]
-        return np.sqrt(np.einsum("ij,ij->i", offset, offset) / offset.shape[1]) / self._scale
+        return np.einsum("ij,ij->i", offset, offset)
