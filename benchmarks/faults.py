@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -34,6 +35,8 @@ from fault_cases import (
     structures,
 )
 from fault_cases.table import Outcome, render
+
+from aimnet2mult.engine.warmup import compile_kernels
 
 
 def kill_cases(args: argparse.Namespace, folder: Path) -> Iterator[Outcome]:
@@ -126,6 +129,9 @@ def main() -> int:
     args.mutations = args.mutations if args.mutations is not None else (600 if args.quick else 20_000)
     folder = args.work or Path(tempfile.mkdtemp(prefix="faults-"))
     outcomes: list[Outcome] = []
+    # calculators that are made before and after the kernels are there differ in their last digits
+    if find_spec("numba") is not None:
+        compile_kernels(lambda line: print(f"compiling kernels, {line}", flush=True))
     for part in args.only:
         began = time.monotonic()
         for outcome in PARTS[part](args, folder / part):
