@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -129,6 +130,8 @@ def main() -> int:
     args.mutations = args.mutations if args.mutations is not None else (600 if args.quick else 20_000)
     folder = args.work or Path(tempfile.mkdtemp(prefix="faults-"))
     outcomes: list[Outcome] = []
+    # shells start what runs in the background with Ctrl-C ignored, and processes hand this down
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # calculators that are made before and after the kernels are there differ in their last digits
     if find_spec("numba") is not None:
         compile_kernels(lambda line: print(f"compiling kernels, {line}", flush=True))

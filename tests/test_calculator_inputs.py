@@ -20,6 +20,7 @@ MakeCalculator = Callable[..., AIMNet2MultCalculator]
 
 
 NEAR = [[0, 0, 0], [0, 0, 1.0], [0, 0, 1.1]]
+BOUNDS = "atoms.info['charge'] is out of all bounds: a whole number within ±1,000,000,000 is wanted"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,9 @@ NEAR = [[0, 0, 0], [0, 0, 1.0], [0, 0, 1.1]]
         (water(charge=50), "charge=50 is impossible for this structure: it has 10 protons"),
         (water(charge=-50), "charge=-50 is impossible for this structure: it has 10 protons"),
         (water(charge=np.nan), "atoms.info['charge'] must be a whole number, not nan"),
+        (water(charge=1e300), BOUNDS),
+        (water(charge=-(10**400)), BOUNDS),
+        (water(charge=np.inf), "atoms.info['charge'] must be a whole number, not inf"),
         (water(charge=0.5), "atoms.info['charge'] must be a whole number, not 0.5"),
         (water(charge="1"), "atoms.info['charge'] must be a whole number, not '1'"),
         (water(charge=True), "atoms.info['charge'] must be a whole number, not True"),

@@ -6,7 +6,11 @@ further from it than the reference network in float32 is, within a factor for lu
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,9 +18,10 @@ import suites
 import torch
 from torch import Tensor, nn
 
+from aimnet2mult.engine import warmup
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.training import step_model as step_models
-from aimnet2mult.training.step_model import PlainModel, kernels_note, step_model
+from aimnet2mult.training.step_model import PlainModel, prepare_kernels, step_model
 from aimnet2mult.types import Molecules
 
 pytest.importorskip("numba", reason="the kernels need the optional package numba")
@@ -251,8 +256,53 @@ def test_choice_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(step_model(single), FastModel)
     assert isinstance(step_model(double), PlainModel), "the kernels know float32 only"
     assert isinstance(step_model(nn.Linear(1, 1)), PlainModel)
-    step_model(single)(batch(), torch.ones(26, dtype=torch.bool), True)
-    assert kernels_note(single) is None, "they have been compiled just now"
     monkeypatch.setattr(step_models, "find_spec", lambda name: None)
     assert isinstance(step_model(single), PlainModel), "numba is optional"
-    assert "numba" in str(kernels_note(single))
+
+
+def test_what_is_said_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    single, double = networks()
+    lines: list[str] = []
+    compiled: list[list[str]] = []
+    monkeypatch.setattr(warmup, "compile_kernels", lambda report, purposes: compiled.append(purposes))
+    monkeypatch.setattr(warmup, "is_compiled", lambda purpose: True)
+    prepare_kernels(single, lines.append)
+    assert lines == []
+    monkeypatch.setattr(warmup, "is_compiled", lambda purpose: False)
+    prepare_kernels(double, lines.append)
+    assert (lines, compiled) == ([], []), "float64 is trained by torch alone"
+    prepare_kernels(single, lines.append)
+    assert compiled == [[warmup.TRAINING]]
+    assert [line.partition(" ")[0] for line in lines] == ["compiling", "the"]
+    assert lines[1].endswith(": 0 s")
+
+    def fails(report: object, purposes: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(warmup, "compile_kernels", fails)
+    prepare_kernels(single, lines.append)
+    assert len(lines) == 3, "there is no folder for them: the first step compiles"
+    monkeypatch.setattr(step_models, "find_spec", lambda name: None)
+    prepare_kernels(single, lines.append)
+    assert "numba" in lines[3]
+
+
+def test_every_kernel_is_compiled_beforehand() -> None:
+    """With the compiled code on disk, training compiles nothing: numba is told to fail if it must."""
+    warmup.compile_kernels(lambda line: None, [warmup.TRAINING])
+    code = (
+        "import numba.core.dispatcher as d\n"
+        "def fail(self, *args): raise SystemExit(f'{self.py_func.__module__}.{self.py_func.__name__} was compiled')\n"
+        "d._FunctionCompiler._compile_cached = fail\n"
+        "import torch, test_fast_training as t\n"
+        "for form in t.FORMS.values():\n"
+        "    model = t.step_model(t.networks(**form)[0])\n"
+        "    t.evaluate(model, t.batch(form.get('num_fidelities', 3)), torch.arange(26) % 3 != 1)\n"
+        "print(type(model).__name__)\n"
+    )
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "FastModel"

@@ -26,14 +26,18 @@ from aimnet2mult.engine import exercise, jit, warmup
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in place of that of the compiled code, and one step that writes two files into it."""
+    """An empty folder in place of that of the compiled code, a step that writes two files, and one of training."""
 
     def compiles() -> None:
         for name in ("a.nbi", "b.1.nbc"):
             (tmp_path / name).write_text("code")
 
     monkeypatch.setattr(jit, "cache_directory", lambda: tmp_path)
-    monkeypatch.setattr(exercise, "exercises", lambda: [exercise.Exercise("everything", compiles)])
+    steps = [
+        exercise.Exercise("everything", compiles),
+        exercise.Exercise("training", (tmp_path / "c.nbi").touch, warmup.TRAINING),
+    ]
+    monkeypatch.setattr(exercise, "exercises", lambda: steps)
     monkeypatch.delenv(warmup.NO_WARMUP, raising=False)
     return tmp_path
 
@@ -62,15 +66,33 @@ def test_complete_is_what_is_all_there(elsewhere: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv(warmup.NO_WARMUP, "1")
     lines: list[str] = []
     assert warmup.compile_kernels(lines.append) == elsewhere
-    assert lines == ["1 of 1: everything"]
+    assert lines == ["1 of 2: everything", "2 of 2: training"]
     assert warmup.ready()
     assert warmup.compile_kernels(lines.append) == elsewhere
-    assert len(lines) == 1, "what is there is not compiled again"
+    assert len(lines) == 2, "what is there is not compiled again"
     (elsewhere / "b.1.nbc").unlink()
     assert not warmup.ready()
     warmup.compile_kernels(lines.append)
-    assert len(lines) == 2
+    assert len(lines) == 4
     assert not list(elsewhere.glob("*.lock"))
+
+
+def test_training_asks_for_its_own(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warmup.NO_WARMUP, "1")
+    lines: list[str] = []
+    warmup.compile_kernels(lines.append, [warmup.TRAINING])
+    assert lines == ["1 of 1: training"]
+    assert warmup.is_compiled(warmup.TRAINING)
+    assert not warmup.ready(), "those of evaluation are still to be compiled"
+
+
+def test_evaluation_does_not_wait_for_training(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(warmup.NO_WARMUP, "1")
+    seen: list[bool] = []
+    steps = [*exercise.exercises()[:1], exercise.Exercise("", lambda: seen.append(warmup.ready()), warmup.TRAINING)]
+    monkeypatch.setattr(exercise, "exercises", lambda: steps)
+    warmup.compile_kernels(lambda line: None)
+    assert seen == [True]
 
 
 def test_another_processor_or_version_needs_its_own(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +206,7 @@ def test_waiting_for_another_process(elsewhere: Path) -> None:
     thread.start()
     wait_for(lambda: lines)
     assert lines == ["another process is compiling them; waiting for it"]
-    warmup._compile(lambda line: None)
+    warmup._compile(lambda line: None, [warmup.EVALUATION, warmup.TRAINING])
     thread.join(20.0)
     assert not thread.is_alive()
     assert len(lines) == 1
@@ -192,7 +214,8 @@ def test_waiting_for_another_process(elsewhere: Path) -> None:
 
 def test_command(elsewhere: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["kernels"]) == 0
-    assert capsys.readouterr().out == f"1 of 1: everything\nthe fast kernels for this machine are in {elsewhere}\n"
+    steps = "1 of 2: everything\n2 of 2: training\n"
+    assert capsys.readouterr().out == f"{steps}the fast kernels for this machine are in {elsewhere}\n"
     nowhere = elsewhere / "a.nbi" / "below a file"
     monkeypatch.setattr(jit, "cache_directory", lambda: nowhere)
     assert main(["kernels"]) == 2

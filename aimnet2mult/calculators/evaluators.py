@@ -15,6 +15,7 @@ from aimnet2mult.calculators.engine_evaluator import EngineEvaluator, EngineMemb
 from aimnet2mult.calculators.evaluation import Evaluator, Surroundings
 from aimnet2mult.calculators.inputs import System
 from aimnet2mult.calculators.reference import ReferenceEvaluator
+from aimnet2mult.calculators.torch_modes import one_thread
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.engine import warmup
@@ -74,8 +75,9 @@ def _agree(loaded: LoadedPotential, member: EngineMember, device: torch.device) 
     system = _probe(loaded.metadata)
     around = Surroundings(None, find_edges(system.coord, system.cell, member.cutoff).edges)
     try:
-        (expected,) = ReferenceEvaluator([loaded.module], device)([system], [Surroundings(None, None)], False, True)
-        (found,) = EngineEvaluator([member])([system], [around], False, True)
+        with one_thread():  # others would have to be started, and have nothing to do
+            (expected,) = ReferenceEvaluator([loaded.module], device)([system], [Surroundings(None, None)], False, True)
+            (found,) = EngineEvaluator([member])([system], [around], False, True)
     except CalculationFailed:
         return False
     own = member.sae[system.numbers].sum()

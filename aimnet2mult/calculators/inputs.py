@@ -25,6 +25,7 @@ FARTHEST = 1e6  # Å from the origin, where positions still have ten digits behi
 FLATTEST = 1e-6  # volume of the cell over the product of its edges
 FEW = 50  # atoms of which all pairs are looked at, in 50 us; beyond, a tree is quicker
 WHOLE = 1e-6  # charges that went through a file may carry this much rounding
+LARGEST = 10**9  # beyond every charge and multiplicity, and short enough for a message
 
 
 class UndefinedPropertyError(InputError, PropertyNotImplementedError):
@@ -215,12 +216,15 @@ def whole_number(value: object, what: str) -> int:
     Raises
     ------
     InputError
-        It is not a number, not finite or not whole.
+        It is not a number, not finite, not whole, or larger than that of anything.
     """
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise InputError(f"{what} must be a whole number, not {value!r}")
+    # whole numbers of Python know no limit, and those beyond 1e308 are not to become floats
+    if LARGEST < abs(value) != math.inf:  # type: ignore[operator]
+        raise InputError(f"{what} is out of all bounds: a whole number within ±{LARGEST:,} is wanted")
     if not math.isfinite(value) or abs(value - round(value)) > WHOLE:
         raise InputError(f"{what} must be a whole number, not {value}")
     return round(float(value))

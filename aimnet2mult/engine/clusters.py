@@ -100,8 +100,11 @@ def _keys(coord: Reals, kinds: Integers) -> Integers:
     n = coord.shape[0]
     low, extent = np.empty(3), 0.0
     for axis in range(3):
-        low[axis] = coord[:, axis].min()
-        extent = max(extent, coord[:, axis].max() - low[axis])
+        # not by numpy's min and max: with code that holds them, numba loads 0.1 s worth of modules
+        high = low[axis] = coord[0, axis]
+        for i in range(1, n):
+            low[axis], high = min(low[axis], coord[i, axis]), max(high, coord[i, axis])
+        extent = max(extent, high - low[axis])
     scale = min(1.0 / _BIN, (2**_BITS - 1) / max(extent, 1.0))
     keys = np.empty(n, dtype=np.int64)
     for i in range(n):
@@ -142,12 +145,15 @@ def _fill(
         for lane in range(SIZE):
             atom[c * SIZE + lane] = order[min(begin[c] + lane, begin[c + 1] - 1)]
         for axis in range(3):
-            row = places[(3 * c + axis) * SIZE : (3 * c + axis + 1) * SIZE]
+            start = (3 * c + axis) * SIZE
+            least = most = coord[atom[c * SIZE], axis]
             for lane in range(SIZE):
-                row[lane] = coord[atom[c * SIZE + lane], axis]
-            low[3 * c + axis], high[3 * c + axis] = row.min(), row.max()
+                x = coord[atom[c * SIZE + lane], axis]
+                places[start + lane] = x
+                least, most = min(least, x), max(most, x)
+            low[3 * c + axis], high[3 * c + axis] = least, most
             for lane in range(SIZE):
-                own[(3 * c + axis) * SIZE + lane] = row[lane] - 0.5 * (row.min() + row.max())
+                own[start + lane] = places[start + lane] - 0.5 * (least + most)
     return atom, filled, real, kind, places, low, high, own
 
 

@@ -1,4 +1,7 @@
-"""Small calculations that between them call every compiled function of the engine, with the types of real use."""
+"""Small calculations that between them call every compiled function of the engine, with the types of real use.
+
+Those of training stand in `exercise_training`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ from aimnet2mult.engine.dispersion import Dispersion, ElementTables
 from aimnet2mult.engine.dispersion_sums import Range
 from aimnet2mult.engine.edges import derivatives, find_edges
 from aimnet2mult.engine.engine import NetworkEngine
+from aimnet2mult.engine.exercise_training import environments, perceptrons, products
 from aimnet2mult.engine.records import FlatSystems
+from aimnet2mult.engine.warmup import EVALUATION, TRAINING
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.physics.damping import DampingParameters
 
@@ -24,16 +29,20 @@ class Exercise(NamedTuple):
 
     name: str
     run: Callable[[], None]
+    purpose: str = EVALUATION  # or TRAINING
 
 
 def exercises() -> list[Exercise]:
-    """All of them."""
+    """All of them, those of one purpose together."""
     return [
         Exercise("neighbours", _neighbours),
         Exercise("dispersion", _dispersion),
         Exercise("Coulomb energies", _coulomb),
         Exercise("energies of the network", lambda: _network(False)),
         Exercise("derivatives of the network", lambda: _network(True)),
+        Exercise("training: environments", environments, TRAINING),
+        Exercise("training: perceptrons", perceptrons, TRAINING),
+        Exercise("training: gradients of weights", products, TRAINING),
     ]
 
 

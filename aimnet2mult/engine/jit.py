@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from aimnet2mult.engine.light_cache import keep_on_disk
+
 # what compiled functions are given
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -73,6 +75,8 @@ def compiled(function: Callable[..., Any]) -> Any:
     # numba asks for the folder while it decorates; other people's functions keep theirs
     config.CACHE_DIR = str(folder)
     try:
-        return numba.njit(cache=True, **options)(function)
+        dispatcher: Any = numba.njit(**options)(function)
+        keep_on_disk(dispatcher, function)
+        return dispatcher
     finally:
         config.CACHE_DIR = before

@@ -1,8 +1,8 @@
 """The engine's compiled code on disk: is it there, making it now, having it made in the background.
 
-Compiling takes about half a minute of one core, once for each machine and version of the package. Nobody should wait
-for it unasked: while the code is not there, potentials are evaluated by their own programs, and another process
-compiles.
+Compiling takes about a minute of one core, once for each machine and version of the package. Nobody who evaluates
+potentials should wait for it unasked: while the code is not there, they are evaluated by their own programs, and
+another process compiles. What only training needs is compiled last.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from aimnet2mult.engine.old_code import note_use, remove_unused
+
+# what compiled code is for
+EVALUATION: Final = "evaluation"
+TRAINING: Final = "training"
 NO_WARMUP: Final = "AIMNET2MULT_NO_WARMUP"  # set to anything: no process is started in the background
 _LOG: Final = logging.getLogger("aimnet2mult")
 _PATIENCE: Final = 900.0  # s after which a process of another machine that was to compile is taken for dead
@@ -27,13 +32,13 @@ _PROGRAM: Final = "from aimnet2mult.engine.warmup import compile_in_background; 
 
 
 def ready() -> bool:
-    """Whether the engine can be used at once; if only its compiled code is missing, this is set going.
+    """Whether the engine can be used for evaluation at once; if only its compiled code is missing, this is set going.
 
     Without the optional package numba there is no engine.
     """
     if find_spec("numba") is None or not _usable():
         return False
-    if _is_complete():
+    if is_compiled(EVALUATION):
         return True
     if sys.executable and not os.environ.get(NO_WARMUP) and _take(_lock()):
         _LOG.warning(
@@ -46,13 +51,15 @@ def ready() -> bool:
     return False
 
 
-def compile_kernels(report: Callable[[str], None]) -> Path:
+def compile_kernels(report: Callable[[str], None], purposes: Sequence[str] = (EVALUATION, TRAINING)) -> Path:
     """Compile what is not yet on disk, unless another process is at it, and return the folder where it lies.
 
     Parameters
     ----------
     report
         Is told how far it has got, in one line at a time.
+    purposes
+        `EVALUATION`, `TRAINING` or both.
 
     Raises
     ------
@@ -64,10 +71,10 @@ def compile_kernels(report: Callable[[str], None]) -> Path:
     folder, lock = cache_directory(), _lock()
     folder.mkdir(parents=True, exist_ok=True)
     waiting = False
-    while not _is_complete():
+    while not all(map(is_compiled, purposes)):
         if _take(lock):
             try:
-                _compile(report)
+                _compile(report, purposes)
             finally:
                 lock.unlink(missing_ok=True)
         else:
@@ -85,19 +92,24 @@ def compile_in_background() -> None:
     if hasattr(os, "nice"):
         os.nice(19)
     try:
-        _compile(lambda line: None)
+        _compile(lambda line: None, (EVALUATION, TRAINING))
     finally:
         lock.unlink(missing_ok=True)
 
 
-def _compile(report: Callable[[str], None]) -> None:
+def _compile(report: Callable[[str], None], purposes: Sequence[str]) -> None:
     from aimnet2mult.engine.exercise import exercises
 
-    mark = _mark()
-    steps = exercises()
+    steps = [step for step in exercises() if step.purpose in purposes]
     for number, step in enumerate(steps, 1):
         report(f"{number} of {len(steps)}: {step.name}")
         step.run()
+        if number == len(steps) or steps[number].purpose != step.purpose:
+            _write_mark(_mark(step.purpose))
+    remove_unused(_lock().parent)
+
+
+def _write_mark(mark: Path) -> None:
     files = sorted(str(path.relative_to(mark.parent)) for path in mark.parent.rglob("*.nb?"))
     unfinished = mark.with_suffix(f".{os.getpid()}")
     unfinished.write_text("\n".join(files), encoding="utf-8")
@@ -144,18 +156,25 @@ def _usable() -> bool:
     return os.access(folder, os.W_OK)
 
 
-def _is_complete() -> bool:
-    """Whether everything that was compiled on a machine of this kind is still there."""
-    mark = _mark()
+def is_compiled(purpose: str) -> bool:
+    """Whether everything that was compiled for a purpose on a machine of this kind is still there."""
+    mark = _mark(purpose)
     try:
         files = mark.read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
+    note_use(mark)
     return all((mark.parent / name).is_file() for name in files)
 
 
-def _mark() -> Path:
-    """A file that is there when everything has been compiled for this processor and these versions.
+def _mark(purpose: str) -> Path:
+    """A file that is there when everything for a purpose has been compiled for this processor and these versions."""
+    folder, kind = _kind()
+    return folder / f"{purpose}-{kind}"
+
+
+def _kind() -> tuple[Path, str]:
+    """Folder of the compiled code, and a name for this processor and these versions.
 
     numba keeps apart what it has compiled from sources in different places, and does not use it once their files have
     been written anew, be they the same word for word: another installation of the same version counts as another one.
@@ -173,12 +192,13 @@ def _mark() -> Path:
         str(numba.config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()),  # type: ignore[attr-defined]
         *(f"{path} {path.stat().st_mtime_ns}" for path in sources),
     ]
-    return cache_directory() / f"complete-{hashlib.sha256(' '.join(kind).encode()).hexdigest()[:16]}"
+    return cache_directory(), hashlib.sha256(" ".join(kind).encode()).hexdigest()[:16]
 
 
 def _lock() -> Path:
     """A file that is there while a process compiles; it says which."""
-    return _mark().with_suffix(".lock")
+    folder, kind = _kind()
+    return folder / f"{kind}.lock"
 
 
 def _take(lock: Path) -> bool:

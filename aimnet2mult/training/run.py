@@ -29,7 +29,7 @@ from aimnet2mult.training.logs import EpochLog, RunLog, unwritable
 from aimnet2mult.training.loss import MTLoss
 from aimnet2mult.training.processes import Processes, processes, worker_death
 from aimnet2mult.training.setup import build_loss, check_model, check_save, load_start, other_names
-from aimnet2mult.training.step_model import kernels_note
+from aimnet2mult.training.step_model import prepare_kernels
 
 
 @dataclass(frozen=True)
@@ -288,8 +288,8 @@ def _prepare(
         count = sum(p.numel() for p in network.parameters())
         log.line(f"training {count:,} parameters on {group.device}, {group.world_size} process(es)")
     epochs.open_trackers(trainer.progress.epoch)
-    if not trainer.finished and (slow := kernels_note(network)) is not None:
-        log.line(slow)
+    if not trainer.finished:
+        prepare_kernels(network, log.line)
     return data, trainer
 
 

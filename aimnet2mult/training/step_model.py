@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 
 import torch
@@ -33,17 +35,31 @@ def _kernels_fit(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and find_spec("numba") is not None
 
 
-def kernels_note(network: nn.Module) -> str | None:
-    """What to say about the kernels before the first step, if anything."""
-    if next(network.parameters()).device.type != "cpu":
-        return None
-    if find_spec("numba") is None:
-        return "note: with the optional package numba, training on the CPU takes about half the time"
-    from aimnet2mult.engine.jit import cache_directory
+def prepare_kernels(network: nn.Module, say: Callable[[str], None]) -> None:
+    """Compile what the first step would otherwise compile, where that is still to be done, and say so.
 
-    if any(cache_directory().glob("**/training_environment.*.nbi")):
-        return None
-    return "compiling the kernels of the training step for this machine, once, in about half a minute"
+    Parameters
+    ----------
+    network
+        The network that is going to be trained.
+    say
+        Is told what takes time, or what would save it, a line at a time.
+    """
+    weight = next(network.parameters())
+    if weight.device.type == "cpu" and find_spec("numba") is None:
+        say("note: with the optional package numba, training on the CPU takes about half the time")
+    if not isinstance(network, MultiFidelityNetwork) or not _kernels_fit(weight):
+        return
+    from aimnet2mult.engine.warmup import TRAINING, compile_kernels, is_compiled
+
+    if is_compiled(TRAINING):
+        return
+    say("compiling the kernels of training for this machine, once, in about half a minute")
+    started = time.monotonic()
+    # without a folder to keep them in, they are compiled by the first step, for this run only
+    with suppress(OSError):
+        compile_kernels(lambda line: None, [TRAINING])
+        say(f"the kernels are compiled: {time.monotonic() - started:.0f} s")
 
 
 class PlainModel(nn.Module):
