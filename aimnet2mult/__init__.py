@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from aimnet2mult.collection import collection_paused
+
 if TYPE_CHECKING:
     from aimnet2mult.calculators.ase import AIMNet2MultCalculator
     from aimnet2mult.calculators.cautions import NoveltyWarning
@@ -36,7 +38,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        with collection_paused():
+            home = import_module(_HOMES[name])
+        return getattr(home, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

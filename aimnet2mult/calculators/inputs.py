@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from aimnet2mult.calculators.locate import describe
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.errors import InputError
+from aimnet2mult.physics.lattice import dual_vectors
 
 MAX_ATOMIC_NUMBER = 118
 CLOSEST = 0.3  # Å; no two nuclei of a molecule come nearer
@@ -117,10 +118,16 @@ def periodic_cell(atoms: Atoms) -> NDArray[np.float64]:
     if np.sqrt(max(np.linalg.det(directions @ directions.T), 0.0)) < FLATTEST:
         raise InputError(f"the cell vectors are not independent, so that the cell has no volume: {cell.tolist()}")
     # before neighbours are looked up, whose number is boundless in a cell without extent
-    shortest = float(np.linalg.norm(minkowski_reduce(cell, periodic)[0][periodic], axis=1).min())
-    if shortest < CLOSEST:
-        raise too_near(0, 0, shortest, images=True)
+    if _is_thin(cell, periodic):
+        shortest = float(np.linalg.norm(minkowski_reduce(cell, periodic)[0][periodic], axis=1).min())
+        if shortest < CLOSEST:
+            raise too_near(0, 0, shortest, images=True)
     return cell
+
+
+def _is_thin(cell: NDArray[np.float64], periodic: NDArray[np.bool_]) -> bool:
+    """Whether a lattice vector may be too short: none is shorter than the least height of the cell."""
+    return bool((np.linalg.norm(dual_vectors(cell), axis=0)[periodic] * CLOSEST > 1.0).any())
 
 
 def geometry_changes(before: Atoms, after: Atoms, tolerance: float) -> list[str]:
@@ -165,8 +172,7 @@ def too_near(first: int, second: int, distance: float, images: bool) -> InputErr
 def _check_distinct(coord: NDArray[np.float64], cell: NDArray[np.float64]) -> None:
     """Refuse atoms that coincide; those on two sides of a cell face are seen when neighbours are looked up."""
     if cell.any():
-        fractions = coord @ np.linalg.pinv(cell)
-        coord = coord - np.floor(fractions) @ cell
+        coord = coord - np.floor(coord @ dual_vectors(cell)) @ cell
     near = _near_pairs(coord) if len(coord) <= FEW else _near_pairs_of_many(coord)
     if near:
         i, j = min(near)

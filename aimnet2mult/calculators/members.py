@@ -19,6 +19,7 @@ from aimnet2mult.calculators.inputs import checked_device
 from aimnet2mult.calculators.locate import locate_siblings
 from aimnet2mult.calculators.runtime_dispersion import RuntimeDispersion
 from aimnet2mult.calculators.torch_modes import one_thread_if_forked
+from aimnet2mult.collection import collection_paused
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.errors import InputError, ModelFileError
 from aimnet2mult.models.files import LoadedPotential, load_potential
@@ -169,7 +170,7 @@ def load_committee(files: Sequence[Source], device: torch.device, changes: Chang
     """
     loaded: list[LoadedPotential] = []
     # tensors made in inference mode could never take part in a gradient
-    with torch.inference_mode(False), one_thread_if_forked():
+    with torch.inference_mode(False), one_thread_if_forked(), collection_paused():
         for path, digest in files:
             if not path.is_file() or file_digest(path) != digest:
                 raise ModelFileError(f"{path} has changed or gone since this calculator was made; make a new one")
@@ -183,7 +184,8 @@ def load_committee(files: Sequence[Source], device: torch.device, changes: Chang
         _apply(changes, member)
     methods = {_coulomb_method(head) for member in loaded for head in _coulomb(member.module)}
     metadata = _joint_metadata(loaded)
-    evaluator = evaluator_of(loaded, device, changes.double)
+    with collection_paused():
+        evaluator = evaluator_of(loaded, device, changes.double)
     modules = tuple(member.module for member in loaded)
     return Committee(modules, metadata, changes.double, frozenset(methods), changes.dispersion, device, evaluator)
 

@@ -12,6 +12,8 @@ import vesin
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aimnet2mult.physics.lattice import complete_cell
+
 SKIN = 1.0  # Å; rebuilding every few dozen MD steps costs less than carrying more pairs
 _EMPTY_CELL = np.eye(3)  # for vesin, which wants a cell even where nothing is periodic
 
@@ -63,7 +65,7 @@ def find_pairs(frame: Frame, cutoff: float, each_once: bool) -> FlatPairs:
     """
     periodic: NDArray[np.bool_] = np.any(frame.cell, axis=1)
     finder = vesin.NeighborList(cutoff=cutoff, full_list=not each_once, sorted=True)
-    box = _complete(frame.cell, periodic) if periodic.any() else _EMPTY_CELL
+    box = complete_cell(frame.cell) if periodic.any() else _EMPTY_CELL
     # vesin wants positions inside the cell where it is thin; the shifts are then counted from where the atoms are
     home = np.zeros_like(frame.coord)
     home[:, periodic] = np.floor(frame.coord @ np.linalg.inv(box))[:, periodic]
@@ -191,17 +193,6 @@ def door_entries(
         "pair_shift": pair_shift,
     }
     return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
-
-
-def _complete(cell: NDArray[np.float64], periodic: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The cell with unit vectors, orthogonal to the periodic ones, in place of the missing vectors."""
-    if periodic.all():
-        return cell
-    # the rows of V^T beyond the rank span what is orthogonal to the periodic vectors
-    _, _, directions = np.linalg.svd(cell)
-    complete = cell.copy()
-    complete[~periodic] = directions[int(periodic.sum()) :]
-    return complete
 
 
 def _within(pairs: FlatPairs, frame: Frame, cutoff: float) -> tuple[FlatPairs, NDArray[np.float64]]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aimnet2mult.engine.jit import compiled, part
+from aimnet2mult.physics.lattice import dual_vectors
 
 SIZE: Final = 16  # atoms of a cluster
 _BIN: Final = 3.0  # Å or Bohr; atoms are put in the order of bins of this side
@@ -66,24 +67,18 @@ def make_clusters(coord: Reals, kinds: Integers, cell: Reals, reach: float) -> C
     coord = coord - coord.mean(axis=0)  # the virial of positions times gradients is as exact as positions are small
     shifts = np.zeros((1, 3))
     if cell.any():
-        coord = _inside(coord, cell)
-        shifts = _lattice_vectors(cell, reach + float(np.linalg.norm(np.ptp(coord, axis=0))))
+        dual = dual_vectors(cell)
+        coord = coord - np.floor(coord @ dual) @ cell  # inside the cell
+        shifts = _lattice_vectors(cell, dual, reach + float(np.linalg.norm(np.ptp(coord, axis=0))))
     order = np.argsort(_keys(coord, kinds), kind="stable")
     atom, filled, real, kind, places, low, high, own = _fill(coord, kinds, order)
     return Clusters(atom, filled, real, kind, places, low, high, own, shifts.ravel())
 
 
-def _inside(coord: Reals, cell: Reals) -> Reals:
-    """The same atoms, moved by lattice vectors into the cell."""
-    # for cells of fewer than three vectors this is the projection onto their span
-    return coord - np.floor(coord @ np.linalg.pinv(cell)) @ cell
-
-
-def _lattice_vectors(cell: Reals, reach: float) -> Reals:
+def _lattice_vectors(cell: Reals, dual: Reals, reach: float) -> Reals:
     """Lattice vectors no longer than `reach`, zero first."""
-    periodic: NDArray[np.bool_] = np.any(cell, axis=1)
-    # rows of the dual basis: |n_a| = |T . dual_a| <= |T| |dual_a|
-    most = np.where(periodic, np.floor(reach * np.linalg.norm(np.linalg.pinv(cell), axis=0)), 0.0).astype(np.int64)
+    # |n_a| = |T . dual_a| <= |T| |dual_a|
+    most = np.floor(reach * np.linalg.norm(dual, axis=0)).astype(np.int64)
     steps = np.stack(np.meshgrid(*(np.arange(-m, m + 1) for m in most), indexing="ij"), axis=-1).reshape(-1, 3)
     vectors = steps @ cell
     square = np.einsum("tc,tc->t", vectors, vectors)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from aimnet2mult.engine.edge_kernels import cell_edges, molecule_edges, sum_over_edges
 from aimnet2mult.engine.records import Edges
+from aimnet2mult.physics.lattice import complete_cell
 
 # Atoms of a molecule. Up to here looking at all pairs is quicker than sorting atoms into bins.
 ALL_PAIRS_UP_TO: Final = 1000
@@ -53,7 +54,7 @@ def find_edges(coord: NDArray[np.float64], cell: NDArray[np.float64], cutoff: fl
     if len(coord) <= ALL_PAIRS_UP_TO and not cell.any():
         return FoundEdges(Edges(*molecule_edges(coord, cutoff)), None)
     periodic: NDArray[np.bool_] = np.any(cell, axis=1)
-    box = complete_cell(cell, periodic)
+    box = complete_cell(cell)
     inverse = np.linalg.inv(box)
     fraction = coord @ inverse
     home = np.where(periodic, np.floor(fraction), 0.0)
@@ -103,19 +104,6 @@ def derivatives(edges: Edges, by_vector: NDArray[np.float64], offsets: NDArray[n
         (B + 1,) where each system begins, and the end.
     """
     return Derivatives(*sum_over_edges(edges.start, edges.neighbor, edges.vector, by_vector, offsets))
-
-
-def complete_cell(cell: NDArray[np.float64], periodic: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The cell with unit vectors, orthogonal to the periodic ones, in place of the missing vectors."""
-    if periodic.all():
-        return cell
-    if not periodic.any():
-        return np.eye(3)
-    # the rows of V^T beyond the rank span what is orthogonal to the periodic vectors
-    _, _, directions = np.linalg.svd(cell)
-    complete = cell.copy()
-    complete[~periodic] = directions[int(periodic.sum()) :]
-    return complete
 
 
 def _bins(

@@ -71,6 +71,10 @@ class Program:
         """The published file of one network (TorchScript), or what this program needs instead, written to `folder`."""
         return published
 
+    def first_files(self, model: Path) -> dict[str, Path]:
+        """Files with which a first energy is timed, and what they are; `model` is that of `model_file`."""
+        return {"": model}
+
     def calculator(self, model: Path, settings: Settings) -> Any:
         """An ASE calculator.
 

@@ -14,7 +14,9 @@ from ase import Atoms
 
 from peers.base import Evaluate, Evaluated, Program, Settings, TrainingTask
 
-WITHOUT_D3 = "without_d3"  # prefix of the compiled file
+# prefixes of the compiled files
+WITHOUT_D3 = "without_d3"
+WITH_D3 = "with_d3"
 
 
 class Adapter(Program):
@@ -26,18 +28,25 @@ class Adapter(Program):
 
     def model_file(self, published: Path, folder: Path) -> Path:
         from aimnet2mult import compile_potential
+        from aimnet2mult.configs.dispersion import DispersionSettings
 
         if find_spec("numba") is not None:
             _verb("kernels")  # compiled once per machine; until they are, the calculator takes its slower way
         imported = folder / "imported"
         _verb("import", str(published), str(imported))
-        compile_potential(imported / "model.pt", folder / WITHOUT_D3, 0, imported / "sae_fid0.yaml")
+        d3 = DispersionSettings(method="d3bj", functional="wb97m")
+        for prefix, dispersion in ((WITHOUT_D3, None), (WITH_D3, d3)):
+            weights, sae = imported / "model.pt", imported / "sae_fid0.yaml"
+            compile_potential(weights, folder / prefix, 0, sae, dispersion=dispersion)
         return Path(shutil.copy(published, folder / "published.jpt"))
+
+    def first_files(self, model: Path) -> dict[str, Path]:
+        return {"": _compiled(model, WITH_D3), "the published file": model}
 
     def calculator(self, model: Path, settings: Settings) -> Any:
         from aimnet2mult import AIMNet2MultCalculator
 
-        file = model if settings.dispersion else model.with_name(f"{WITHOUT_D3}_fid0.jpt")
+        file = model if settings.dispersion else _compiled(model, WITHOUT_D3)
         return AIMNet2MultCalculator(file, device="cpu", coulomb=settings.coulomb)
 
     def evaluate(self, model: Path, settings: Settings) -> Evaluate:
@@ -53,6 +62,10 @@ class Adapter(Program):
         from aimnet2mult.training.run import train
 
         train(load_train_config(_settings_file(task, steps)), fresh=True)
+
+
+def _compiled(model: Path, prefix: str) -> Path:
+    return model.with_name(f"{prefix}_fid0.jpt")
 
 
 def _verb(*arguments: str) -> None:

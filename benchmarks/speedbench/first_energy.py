@@ -29,11 +29,10 @@ def _first_forces(name: str, model: str, structure: str) -> None:
     import importlib
     from pathlib import Path
 
+    from ase.io import read
     from peers.base import Settings
 
-    from speedbench.systems import structures
-
-    (atoms,) = structures(structure)
+    atoms = read(structure)
     atoms.calc = importlib.import_module(f"peers.{name}").Adapter().calculator(Path(model), Settings())
     atoms.get_potential_energy()
     atoms.get_forces()

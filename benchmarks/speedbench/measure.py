@@ -106,8 +106,10 @@ def startup(plan: Plan, sessions: Sequence[Session]) -> list[dict[str, Any]]:
     water = str(plan.system_file(3))
     cases: list[tuple[str, Place, str, str, str]] = [("torch alone", sessions[0].place, "import torch", "", "")]
     for session in sessions:
-        place = session.place
-        cases.append((place.name, place, adapter(place.name).imports, place.name, str(place.model)))
+        place, program = session.place, adapter(session.place.name)
+        for what, file in program.first_files(place.model).items():
+            label = ", ".join(filter(None, (program.title, what)))
+            cases.append((label, place, program.imports, place.name, str(file)))
     times: dict[str, list[tuple[float, ...]]] = {case[0]: [] for case in cases}
     for _ in range(STARTS):
         for label, place, *arguments in cases:

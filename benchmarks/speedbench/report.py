@@ -125,7 +125,7 @@ def _startup(results: Results) -> str:
     columns = ["program", "import", "first energy and forces of water"]
     rows = [
         [
-            results.titles.get(r["program"], r["program"]),
+            r["program"],
             *("-" if r[key] is None else f"{r[key]:.2f}" for key in ("import", "first")),
         ]
         for r in results.startup

@@ -21,7 +21,6 @@ from typing import Any, TextIO
 
 import numpy as np
 from ase import Atoms, units
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from peers.base import Evaluate, NotOfferedError, Program, Settings, TrainingTask
 
@@ -82,7 +81,9 @@ class Worker:
         """Steps of velocity Verlet in ASE at 300 K."""
         atoms, settings = _structure(request), _settings(request)
         atoms.calc = self._calculator(settings)
-        MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(3))
+        # written out, because the function of ASE has not the same name in all its versions
+        width = np.sqrt(300 * units.kB * atoms.get_masses())[:, None]
+        atoms.set_momenta(width * np.random.default_rng(3).normal(size=(len(atoms), 3)))
         steps = VelocityVerlet(atoms, MD_STEP * units.fs)
         steps.run(1)
         if (request["file"], settings) not in self._warm:
