@@ -146,6 +146,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Of PyTorch; the tests are run on one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def case(tmp_path: Path) -> Path:
     """A folder with two data files, model.yaml and train.yaml; the path of the latter."""
     run_case.write_data(tmp_path / "fid0.h5", 1, run_case.FID0_ONLY)

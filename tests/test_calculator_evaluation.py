@@ -53,14 +53,6 @@ def forces_of(atoms: Atoms) -> np.ndarray:
     return atoms.get_forces()
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_multiprocessing(make: MakeCalculator, two_threads: None, method: str) -> None:
     structures = [alkane(n) for n in (1, 20)]  # the larger one is worked on by several threads

@@ -235,3 +235,15 @@ def test_systems_without_atoms_and_coincident_atoms_keep_the_equations_regular()
     (gradient,) = torch.autograd.grad(charges.square().sum(), coord)
     assert gradient.isfinite().all()
     assert float(charges[1, 0].detach()) == pytest.approx(float(charges[1, 1].detach()), abs=1e-12)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("n_rows", [eeq.MOST_ROWS_AT_ONCE, eeq.MOST_ROWS_AT_ONCE + 1, 200])
+def test_batches_of_large_matrices_on_two_threads(n_rows: int) -> None:
+    """PyTorch's own solution for a batch is wrong from about 150 rows on."""
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(3, n_rows, n_rows)) + 2 * np.sqrt(n_rows) * np.eye(n_rows)
+    right = random.normal(size=(3, n_rows, 1))
+    found = torch.jit.script(eeq.solve_each)(torch.from_numpy(matrix), torch.from_numpy(right))
+    # matrices of condition 3: rounding
+    assert np.abs(found.numpy() - np.linalg.solve(matrix, right)).max() < 1e-13

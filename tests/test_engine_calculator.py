@@ -328,3 +328,17 @@ def test_without_warnings(potential_file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         by_engine(potential_file).get_potential_energy(water())
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_batch_with_d4_on_two_threads(tmp_path: Path) -> None:
+    """PyTorch's own solution of the equations for the charges of several large molecules is wrong on two threads."""
+    file = compiled_file(tmp_path, BARE, DispersionSettings(method="d4", functional="pbe0", triple_cutoff=8.0))
+    chains = [alkane(52) for _ in range(2)]
+    for seed, chain in enumerate(chains):
+        chain.rattle(0.02, seed=seed)
+    calc = AIMNet2MultCalculator(file, device="cpu")
+    alone = [calc.get_potential_energy(chain) for chain in chains]
+    together = [result.energy for result in calc.evaluate(chains)]
+    # float32 networks in batches of another shape; energies of 6e4 eV, without their atoms 1e2
+    assert together == pytest.approx(alone, abs=1e-3)

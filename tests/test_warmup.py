@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structures import water
@@ -249,10 +250,10 @@ def test_numba_that_does_not_fit(
 ) -> None:
     genuine = builtins.__import__
 
-    def refuse(name: str, *rest: object) -> object:
+    def refuse(name: str, *rest: Any, **named: Any) -> object:
         if name == "numba":
             raise ImportError("Numba needs NumPy 1.0 or less")
-        return genuine(name, *rest)  # type: ignore[arg-type]
+        return genuine(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     calc = AIMNet2MultCalculator(potential_file, device="cpu")

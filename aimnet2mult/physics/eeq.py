@@ -19,6 +19,7 @@ CN_CAP: Final = 8.0  # most neighbours that the charges notice
 CN_FLOOR: Final = 1e-14  # keeps the square root of a coordination number differentiable at 0
 COINCIDENT: Final = 1e-12  # Bohr^2
 EWALD_DIGITS: Final = 6.0  # sums end where exp(-x^2) = 2e-16
+MOST_ROWS_AT_ONCE: Final = 64  # of the matrices of a batch, see `solve_each`
 REAL_SPACE_REACH: Final = 1.25  # of the real-space part of the lattice sum, in cube roots of the volume
 ROOT_PI: Final = math.sqrt(math.pi)
 ROOT_2_BY_PI: Final = math.sqrt(2.0 / math.pi)
@@ -131,8 +132,20 @@ def solve_constrained(matrix: Tensor, force: Tensor, charge: Tensor, real: Tenso
         1,
     )
     right = torch.cat([torch.where(real, force, zero), charge.unsqueeze(1)], 1)
-    charges = torch.linalg.solve(bordered, right.unsqueeze(2)).squeeze(2)[:, :-1]
+    charges = solve_each(bordered, right.unsqueeze(2)).squeeze(2)[:, :-1]
     return torch.where(real, charges, zero)
+
+
+def solve_each(matrix: Tensor, right: Tensor, most_rows: int = MOST_ROWS_AT_ONCE) -> Tensor:
+    """Solve A x = b for each of a batch: (B, N, N), (B, N, M) -> (B, N, M).
+
+    On a CPU PyTorch (2.5 to 2.13 at least) hands the matrices of a batch to MKL on several threads at once, and MKL
+    then factorises those of more than about 150 rows wrongly, with a message but without an error
+    (github.com/pytorch/pytorch/issues/142815). One by one all is well.
+    """
+    if matrix.shape[0] == 1 or matrix.shape[1] <= most_rows or matrix.is_cuda:
+        return torch.linalg.solve(matrix, right)
+    return torch.stack([torch.linalg.solve(matrix[b], right[b]) for b in range(matrix.shape[0])])
 
 
 def periodic_directions(cell: Tensor) -> int:

@@ -100,12 +100,18 @@ def statistics_of(batches: Sequence[Features]) -> NoveltyStatistics:
     tiny = float(torch.finfo(torch.float32).tiny)
     ridge = RIDGE * pooled.diagonal().mean().clamp(min=tiny)
     covariance = covariance + ridge * torch.eye(features.shape[1], dtype=torch.float64)
-    whitening = torch.linalg.cholesky(torch.linalg.inv(covariance))
+    whitening = torch.stack([_whitening(one) for one in covariance])
     one = torch.ones((), dtype=torch.float64)
     raw = NoveltyStatistics(elements, mean.float(), whitening.float(), one)
     distance = Novelty(raw).to(batches[0].values.device)
     distances = torch.cat([distance(*batch) for batch in batches]).cpu()
     return raw._replace(scale=torch.quantile(distances, QUANTILE).clamp(min=tiny))
+
+
+def _whitening(covariance: Tensor) -> Tensor:
+    # by Cholesky, and one by one: of a batch of large matrices on several threads PyTorch makes LU factors that are
+    # wrong, see `aimnet2mult.physics.eeq.solve_each`
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(covariance)))
 
 
 def _scatter(offsets: Tensor) -> Tensor:
