@@ -18,11 +18,13 @@ import suites
 import torch
 from torch import Tensor, nn
 
+from aimnet2mult.configs.train import load_train_config
 from aimnet2mult.engine import warmup
 from aimnet2mult.models.network import MultiFidelityNetwork
 from aimnet2mult.training import step_model as step_models
-from aimnet2mult.training.step_model import PlainModel, prepare_kernels, step_model
-from aimnet2mult.types import Molecules
+from aimnet2mult.training.run import train
+from aimnet2mult.training.step_model import PlainModel, prepare_kernels, step_model, threads_for
+from aimnet2mult.types import Molecules, Prediction
 
 pytest.importorskip("numba", reason="the kernels need the optional package numba")
 
@@ -258,6 +260,32 @@ def test_choice_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(step_model(nn.Linear(1, 1)), PlainModel)
     monkeypatch.setattr(step_models, "find_spec", lambda name: None)
     assert isinstance(step_model(single), PlainModel), "numba is optional"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_torch_leaves_the_threads_to_the_kernels() -> None:
+    fast, plain = (step_model(network) for network in networks())
+    for model, wanted in ((fast, 1), (plain, 2)):
+        with threads_for(model):
+            assert torch.get_num_threads() == wanted
+        assert torch.get_num_threads() == 2
+    assert isinstance(fast, FastModel)
+    assert fast.network.threads.count == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_run_leaves_the_threads_to_the_kernels(case: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training and in validation."""
+    genuine, seen = FastNetwork.forward, []
+
+    def counted(self: FastNetwork, molecules: Molecules, wanted: Tensor) -> Prediction:
+        seen.append((self.threads.count, torch.get_num_threads(), bool(wanted.any())))
+        return genuine(self, molecules, wanted)
+
+    monkeypatch.setattr(FastNetwork, "forward", counted)
+    train(load_train_config(case, ["trainer.epochs=1", "compile.enabled=false"]))
+    assert set(seen) == {(2, 1, True), (2, 1, False)}
+    assert torch.get_num_threads() == 2
 
 
 def test_what_is_said_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ from aimnet2mult.calculators.engine_evaluator import EngineEvaluator, EngineMemb
 from aimnet2mult.calculators.evaluation import Evaluator, Surroundings
 from aimnet2mult.calculators.inputs import System
 from aimnet2mult.calculators.reference import ReferenceEvaluator
-from aimnet2mult.calculators.torch_modes import one_thread
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.engine import warmup
 from aimnet2mult.models.files import LoadedPotential
+from aimnet2mult.torch_threads import one_thread
 
 _LOG: Final = logging.getLogger("aimnet2mult")
 # relative to the largest number: far above the rounding of float32 networks, far below what another network gives

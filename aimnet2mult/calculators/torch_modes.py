@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from ase.calculators.calculator import CalculationFailed
 
+from aimnet2mult.torch_threads import one_thread
+
 _IMPORTED_IN = os.getpid()
 STOPPED = (RuntimeError, ValueError, torch.jit.Error)  # what a potential, eager or scripted, may raise
 
@@ -39,17 +41,6 @@ def one_thread_if_forked() -> Iterator[None]:
     # a parallel region in the child would wait for ever
     with one_thread():
         yield
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread, on whose number its sums in float32 depend."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def stopped(error: BaseException) -> CalculationFailed:

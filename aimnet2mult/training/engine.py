@@ -31,7 +31,7 @@ from aimnet2mult.training.metrics import find_error
 from aimnet2mult.training.optim import LearningRate, build_optimizer
 from aimnet2mult.training.processes import Processes
 from aimnet2mult.training.step import has_forces, predict, suspects, targets, to_device
-from aimnet2mult.training.step_model import step_model
+from aimnet2mult.training.step_model import step_model, threads_for
 from aimnet2mult.types import Batch
 
 
@@ -222,7 +222,8 @@ class Trainer:
         batches = self._train_batches(progress.epoch)[progress.step :]
         if batches:
             # a fresh state for each epoch; the position in the run is kept in `progress`
-            self.engine.run(self.data.loader(batches), max_epochs=1, epoch_length=len(batches))
+            with threads_for(self.model):
+                self.engine.run(self.data.loader(batches), max_epochs=1, epoch_length=len(batches))
         validation = None if self.processes.any(self.stop.made) else self._validate()
         seconds = time.monotonic() - self.started
         progress.seconds += seconds

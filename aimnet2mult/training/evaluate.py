@@ -12,7 +12,7 @@ from aimnet2mult.training.loss import MTLoss
 from aimnet2mult.training.metrics import ErrorRow, ErrorSums, Parity
 from aimnet2mult.training.processes import Processes
 from aimnet2mult.training.step import has_forces, predict, targets, to_device
-from aimnet2mult.training.step_model import step_model
+from aimnet2mult.training.step_model import step_model, threads_for
 from aimnet2mult.types import Batch
 
 
@@ -61,16 +61,17 @@ def evaluate(
     errors = ErrorSums(n_fidelities, labels, collect, processes.device)
     sums = torch.zeros(2, len(loss.names), dtype=torch.float64, device=processes.device)
     stopped = False
-    for batch in batches:
-        if stop():
-            stopped = True
-            break
-        batch = to_device(batch, processes.device)
-        predictions = predict(model, batch, "forces" in labels and has_forces(batch), create_graph=False)
-        errors.update(predictions, batch)
-        value = loss(predictions, targets(batch))
-        means = torch.stack([value.components[name].detach().double() for name in loss.names])
-        sums += torch.stack([means * value.counts, value.counts])
+    with threads_for(model):
+        for batch in batches:
+            if stop():
+                stopped = True
+                break
+            batch = to_device(batch, processes.device)
+            predictions = predict(model, batch, "forces" in labels and has_forces(batch), create_graph=False)
+            errors.update(predictions, batch)
+            value = loss(predictions, targets(batch))
+            means = torch.stack([value.components[name].detach().double() for name in loss.names])
+            sums += torch.stack([means * value.counts, value.counts])
     if processes.any(stopped):
         return None
     sums = processes.sum(sums)

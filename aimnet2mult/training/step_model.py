@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.util import find_spec
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from aimnet2mult.models.derivatives import forces_from_energy
 from aimnet2mult.models.network import MultiFidelityNetwork
+from aimnet2mult.torch_threads import one_thread
 from aimnet2mult.types import Molecules, Prediction
 
 Predictions = dict[str, Tensor]
@@ -29,6 +30,15 @@ def step_model(network: nn.Module) -> nn.Module:
 
         return FastModel(FastNetwork(network))
     return PlainModel(network)
+
+
+def threads_for(model: nn.Module) -> AbstractContextManager[None]:
+    """What to run a model of `step_model` in, so that its kernels have the threads that PyTorch had when it was made.
+
+    After every operation that PyTorch shares among threads, those of OpenMP spin for a while, waiting for the next one,
+    on the cores that the kernels want: steps on two threads took as long as on one.
+    """
+    return one_thread() if any(isinstance(part, FastModel) for part in model.modules()) else nullcontext()
 
 
 def _kernels_fit(weight: Tensor) -> bool:

@@ -24,9 +24,9 @@ import torch
 from ase import Atoms
 
 from aimnet2mult import AIMNet2MultCalculator
-from aimnet2mult.calculators.torch_modes import one_thread
 from aimnet2mult.configs.metadata import FORMAT_VERSION
 from aimnet2mult.models.files import load_potential, read_metadata, write_potential
+from aimnet2mult.torch_threads import one_thread
 from fault_cases.calls import PART, both
 from fault_cases.potentials import (
     Calculators,

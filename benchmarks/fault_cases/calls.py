@@ -19,7 +19,7 @@ from ase.db import connect
 from ase.io import Trajectory
 from ase.outputs import all_outputs
 
-from aimnet2mult.calculators.torch_modes import one_thread
+from aimnet2mult.torch_threads import one_thread
 from fault_cases.potentials import (
     ROADS,
     Calculators,

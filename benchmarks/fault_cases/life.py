@@ -17,7 +17,7 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 
 from aimnet2mult import AIMNet2MultCalculator
-from aimnet2mult.calculators.torch_modes import one_thread
+from aimnet2mult.torch_threads import one_thread
 from fault_cases.potentials import (
     ROADS,
     Calculators,
