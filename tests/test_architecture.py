@@ -14,7 +14,8 @@ import aimnet2mult
 ROOT = Path(aimnet2mult.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 # a room may import from its own and from rooms of a lower rank; rooms of the same rank do not know each other
-RANK = {"errors": 0, "units": 0, "types": 0, "files": 0, "configs": 1, "physics": 2, "models": 3}
+RANK = dict.fromkeys(("errors", "units", "types", "files", "collection", "torch_threads"), 0)
+RANK |= {"configs": 1, "physics": 2, "models": 3}
 RANK |= {"engine": 4, "datasets": 5, "calculators": 5, "training": 6, "train": 7, "cli": 7}
 
 
