@@ -15,7 +15,7 @@ import yaml
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from aimnet2mult import AIMNet2MultCalculator
+from aimnet2mult import AIMNet2MultCalculator, torch_threads
 from aimnet2mult.calculators import ase as calculator_module
 from aimnet2mult.calculators.evaluation import Evaluation
 from aimnet2mult.configs.metadata import FidelityInfo, PotentialMetadata
@@ -139,10 +139,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Sums in one order: runs that must agree to the bit use one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads.one_thread():
+        yield
 
 
 @pytest.fixture

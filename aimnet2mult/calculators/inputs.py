@@ -228,12 +228,13 @@ def whole_number(value: object, what: str) -> int:
         value = value[()]
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise InputError(f"{what} must be a whole number, not {value!r}")
-    # whole numbers of Python know no limit, and those beyond 1e308 are not to become floats
-    if LARGEST < abs(value) != math.inf:  # type: ignore[operator]
+    # whole numbers of Python know no limit, and those beyond 1e308 cannot become floats
+    number = value if isinstance(value, int) else float(value)
+    if LARGEST < abs(number) < math.inf:
         raise InputError(f"{what} is out of all bounds: a whole number within ±{LARGEST:,} is wanted")
-    if not math.isfinite(value) or abs(value - round(value)) > WHOLE:
+    if not math.isfinite(number) or abs(number - round(number)) > WHOLE:
         raise InputError(f"{what} must be a whole number, not {value}")
-    return round(float(value))
+    return round(number)
 
 
 def whole_multiplicity(value: object, what: str) -> int:
