@@ -197,8 +197,17 @@ def door_entries(
 
 def _within(pairs: FlatPairs, frame: Frame, cutoff: float) -> tuple[FlatPairs, NDArray[np.float64]]:
     """The pairs that are nearer than the cutoff (Å) now, and their squared distances (Å^2)."""
-    there = frame.coord[pairs.second] - frame.coord[pairs.first] + pairs.shift @ frame.cell
-    square = np.einsum("pc,pc->p", there, there)
+    square = np.zeros(len(pairs.first))
+    # axis by axis, and without a matrix product: several times quicker for rows of three, and BLAS would wake its
+    # threads, which take the cores of others and more and more memory
+    for axis in range(3):
+        coord = np.ascontiguousarray(frame.coord[:, axis])
+        there = coord[pairs.second]
+        there -= coord[pairs.first]
+        for vector in range(3):
+            there += pairs.shift[:, vector] * frame.cell[vector, axis]
+        there *= there
+        square += there
     kept = square < cutoff * cutoff
     return FlatPairs(pairs.first[kept], pairs.second[kept], pairs.shift[kept]), square[kept]
 
