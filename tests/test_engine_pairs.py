@@ -25,13 +25,11 @@ from aimnet2mult.configs.model import CoulombSettings
 from aimnet2mult.engine.clusters import make_clusters
 from aimnet2mult.engine.coulomb import Coulomb
 from aimnet2mult.engine.dispersion import Dispersion
-from aimnet2mult.engine.reciprocal import reciprocal_sum
 from aimnet2mult.models.coulomb import LRCoulomb
 from aimnet2mult.models.dispersion import D3BJ
 from aimnet2mult.models.foreign_dispersion import PublishedD3
 from aimnet2mult.physics.d3 import D3Cutoffs
 from aimnet2mult.physics.damping import DampingParameters
-from aimnet2mult.physics.ewald import ewald_alpha, splitting_exponent
 from aimnet2mult.types import Molecules, NeighborLists, Pairs
 
 ELEMENTS = [1, 6, 7, 8, 9, 14, 15, 16, 17]
@@ -177,18 +175,6 @@ def test_coulomb(name: str, method: str, dsf_cutoff: float, short_range: float) 
     np.testing.assert_allclose(found.gradient, gradient[0].numpy(), atol=3e-6)
     np.testing.assert_allclose(found.by_charge, by_charge[0].numpy(), atol=1e-5)
     np.testing.assert_allclose(found.virial, symmetric(virial), atol=1e-5 * max(1, n // 10))
-
-
-@pytest.mark.parametrize("kind", ["triclinic", "left-handed", "thin"])
-def test_reciprocal_sum_in_parts(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Rows of wave vectors one at a time give what all at once give, which is tested with the energies above."""
-    atoms = crystal(kind)
-    alpha = ewald_alpha(6.0)
-    arguments = (atoms.positions, charges_of(atoms), atoms.cell.array, alpha, 2.0 * alpha * splitting_exponent())
-    whole = reciprocal_sum(*arguments)
-    monkeypatch.setattr("aimnet2mult.engine.reciprocal._MOST_PHASES", 1)
-    for one, other in zip(whole, reciprocal_sum(*arguments), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-12)
 
 
 def test_clusters_hold_every_atom_once() -> None:

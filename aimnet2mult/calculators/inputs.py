@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from aimnet2mult.calculators.locate import describe
 from aimnet2mult.configs.metadata import PotentialMetadata
 from aimnet2mult.errors import InputError
-from aimnet2mult.physics.lattice import dual_vectors
+from aimnet2mult.physics.lattice import dual_vectors, mapped
 
 MAX_ATOMIC_NUMBER = 118
 CLOSEST = 0.3  # Å; no two nuclei of a molecule come nearer
@@ -172,7 +172,7 @@ def too_near(first: int, second: int, distance: float, images: bool) -> InputErr
 def _check_distinct(coord: NDArray[np.float64], cell: NDArray[np.float64]) -> None:
     """Refuse atoms that coincide; those on two sides of a cell face are seen when neighbours are looked up."""
     if cell.any():
-        coord = coord - np.floor(coord @ dual_vectors(cell)) @ cell
+        coord = coord - mapped(np.floor(mapped(coord, dual_vectors(cell))), cell)
     near = _near_pairs(coord) if len(coord) <= FEW else _near_pairs_of_many(coord)
     if near:
         i, j = min(near)

@@ -12,7 +12,7 @@ import vesin
 from numpy.typing import NDArray
 from torch import Tensor
 
-from aimnet2mult.physics.lattice import complete_cell
+from aimnet2mult.physics.lattice import complete_cell, mapped
 
 SKIN = 1.0  # Å; rebuilding every few dozen MD steps costs less than carrying more pairs
 _EMPTY_CELL = np.eye(3)  # for vesin, which wants a cell even where nothing is periodic
@@ -68,8 +68,8 @@ def find_pairs(frame: Frame, cutoff: float, each_once: bool) -> FlatPairs:
     box = complete_cell(frame.cell) if periodic.any() else _EMPTY_CELL
     # vesin wants positions inside the cell where it is thin; the shifts are then counted from where the atoms are
     home = np.zeros_like(frame.coord)
-    home[:, periodic] = np.floor(frame.coord @ np.linalg.inv(box))[:, periodic]
-    first, second, shift = finder.compute(frame.coord - home @ box, box, periodic, quantities="ijS")
+    home[:, periodic] = np.floor(mapped(frame.coord, np.linalg.inv(box)))[:, periodic]
+    first, second, shift = finder.compute(frame.coord - mapped(home, box), box, periodic, quantities="ijS")
     _forget_array_types(len(first))
     first, second = first.astype(np.int64), second.astype(np.int64)
     shift = shift + (home[first] - home[second]).astype(np.int32)
@@ -164,7 +164,7 @@ class VerletLists:
             if not (before.cell.any(axis=1).all() and frame.cell.any(axis=1).all()):
                 return False
             deform = np.linalg.solve(before.cell, frame.cell)
-            coord, shrink = before.coord @ deform, float(np.linalg.svd(deform, compute_uv=False)[-1])
+            coord, shrink = mapped(before.coord, deform), float(np.linalg.svd(deform, compute_uv=False)[-1])
         moved = frame.coord - coord
         moved -= moved.mean(axis=0)  # a drift of the whole system changes no distance
         room = min((shrink * (cutoff + self._skin) - cutoff for cutoff in cutoffs if cutoff > 0), default=np.inf)
@@ -198,8 +198,7 @@ def door_entries(
 def _within(pairs: FlatPairs, frame: Frame, cutoff: float) -> tuple[FlatPairs, NDArray[np.float64]]:
     """The pairs that are nearer than the cutoff (Å) now, and their squared distances (Å^2)."""
     square = np.zeros(len(pairs.first))
-    # axis by axis, and without a matrix product: several times quicker for rows of three, and BLAS would wake its
-    # threads, which take the cores of others and more and more memory
+    # axis by axis: four times quicker than a matrix product for rows of three, for which BLAS would wake its threads
     for axis in range(3):
         coord = np.ascontiguousarray(frame.coord[:, axis])
         there = coord[pairs.second]

@@ -8,6 +8,7 @@ from ase.data import atomic_masses
 
 from aimnet2mult.calculators.evaluation import Evaluation
 from aimnet2mult.calculators.inputs import System
+from aimnet2mult.physics.lattice import mapped
 
 
 def ase_results(found: Evaluation, system: System) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def ase_results(found: Evaluation, system: System) -> dict[str, Any]:
     }
     if system.n_periodic == 0:
         masses = atomic_masses[system.numbers]
-        centre = masses @ system.coord / masses.sum()
-        results["dipole"] = found.charges @ (system.coord - centre)
+        centre = mapped(system.coord.T, masses) / masses.sum()
+        results["dipole"] = mapped((system.coord - centre).T, found.charges)
     optional = ("forces", "stress", "energy_std", "forces_std", "novelty")
     return results | {name: getattr(found, name) for name in optional if getattr(found, name) is not None}

@@ -8,17 +8,21 @@ places where a function of the distance changes its form. What is then summed ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aimnet2mult.engine.jit import compiled, part
-from aimnet2mult.physics.lattice import dual_vectors
+from aimnet2mult.physics.lattice import dual_vectors, mapped
 
 SIZE: Final = 16  # atoms of a cluster
 _BIN: Final = 3.0  # Å or Bohr; atoms are put in the order of bins of this side
 _BITS: Final = 15  # of the number of a bin along each axis
+# pairs of clusters and their images: what a thread is worth starting for; most of them stand too far apart
+_PAIRS_OF_PART: Final = 2_000
+_MOST_PARTS: Final = 16
 
 Reals = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -68,11 +72,26 @@ def make_clusters(coord: Reals, kinds: Integers, cell: Reals, reach: float) -> C
     shifts = np.zeros((1, 3))
     if cell.any():
         dual = dual_vectors(cell)
-        coord = coord - np.floor(coord @ dual) @ cell  # inside the cell
+        coord = coord - mapped(np.floor(mapped(coord, dual)), cell)  # inside the cell
         shifts = _lattice_vectors(cell, dual, reach + float(np.linalg.norm(np.ptp(coord, axis=0))))
     order = np.argsort(_keys(coord, kinds), kind="stable")
     atom, filled, real, kind, places, low, high, own = _fill(coord, kinds, order)
     return Clusters(atom, filled, real, kind, places, low, high, own, shifts.ravel())
+
+
+def count_parts(clusters: Clusters) -> int:
+    """Into how many parts sums over pairs are divided: the same for any number of threads, so that results are."""
+    n_clusters = len(clusters.filled)
+    pairs = n_clusters * (n_clusters + 1) // 2 * (len(clusters.shifts) // 3)
+    return min(_MOST_PARTS, n_clusters, max(1, pairs // _PAIRS_OF_PART))
+
+
+def added(parts: Sequence[PairSums]) -> PairSums:
+    """Sums over all pairs from those of the parts."""
+    atoms, translations = parts[0]
+    for one in parts[1:]:
+        atoms, translations = atoms + one.atoms, translations + one.translations
+    return PairSums(atoms, translations)
 
 
 def _lattice_vectors(cell: Reals, dual: Reals, reach: float) -> Reals:
@@ -80,7 +99,7 @@ def _lattice_vectors(cell: Reals, dual: Reals, reach: float) -> Reals:
     # |n_a| = |T . dual_a| <= |T| |dual_a|
     most = np.floor(reach * np.linalg.norm(dual, axis=0)).astype(np.int64)
     steps = np.stack(np.meshgrid(*(np.arange(-m, m + 1) for m in most), indexing="ij"), axis=-1).reshape(-1, 3)
-    vectors = steps @ cell
+    vectors = mapped(steps, cell)
     square = np.einsum("tc,tc->t", vectors, vectors)
     near = square <= reach * reach
     return vectors[near][np.argsort(square[near], kind="stable")]

@@ -1,6 +1,7 @@
 """PairSums over pairs of point charges from clusters of atoms; formulas of `aimnet2mult.physics.coulomb`.
 
-Pairs of two clusters are met once, those of a cluster with itself and its images twice.
+Pairs of two clusters are met once, those of a cluster with itself and its images twice. Each function does the work of
+every `n_parts`-th cluster from number `part` on, as the second of a pair.
 """
 
 from __future__ import annotations
@@ -98,14 +99,16 @@ screened_block_own = emitted(_potentials(_screened_any, _own))
 
 
 @compiled
-def sum_bare(clusters: Clusters, charges: Singles, parameters: Singles, near: float) -> PairSums:
+def sum_bare(
+    clusters: Clusters, charges: Singles, parameters: Singles, near: float, part: int, n_parts: int
+) -> PairSums:
     """Potentials 1 / r of `charges` (K * 16,) in a molecule, without the short range up to `near`."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
     real, n_clusters = clusters.real, clusters.filled.shape[0]
     columns = np.empty(3 * SIZE, dtype=np.float32)
     sums = PairSums(np.zeros(n_clusters * _N_SUMS * SIZE), np.zeros(6))
     to, by_shift = sums.atoms, sums.translations
-    for second in range(n_clusters):
+    for second in range(part, n_clusters, n_parts):
         for first in range(second + 1):
             n = clusters.filled[first]
             nearest, _ = box_distances(low, high, shifts, first, second, 0)
@@ -120,14 +123,16 @@ def sum_bare(clusters: Clusters, charges: Singles, parameters: Singles, near: fl
 
 
 @compiled
-def sum_screened(clusters: Clusters, charges: Singles, parameters: Singles, near: float, cutoff: float) -> PairSums:
+def sum_screened(
+    clusters: Clusters, charges: Singles, parameters: Singles, near: float, cutoff: float, part: int, n_parts: int
+) -> PairSums:
     """Screened potentials of `charges` (K * 16,) within `cutoff`, without the short range up to `near`."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
     real, n_clusters, n_shifts = clusters.real, clusters.filled.shape[0], clusters.shifts.shape[0] // 3
     columns = np.empty(3 * SIZE, dtype=np.float32)
     sums = PairSums(np.zeros(n_clusters * _N_SUMS * SIZE), np.zeros(2 * n_shifts * 3))
     to, by_shift, reach = sums.atoms, sums.translations, max(near, cutoff)
-    for second in range(n_clusters):
+    for second in range(part, n_clusters, n_parts):
         for first in range(second + 1):
             n = clusters.filled[first]
             for t in range(n_shifts):

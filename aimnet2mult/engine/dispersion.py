@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aimnet2mult.engine.clusters import SIZE, make_clusters
+from aimnet2mult.engine.clusters import SIZE, Clusters, PairSums, added, count_parts, make_clusters
 from aimnet2mult.engine.dispersion_blocks import (
     BY_CN,
     CONTACT,
@@ -30,6 +30,7 @@ from aimnet2mult.engine.dispersion_sums import (
     weigh_references,
 )
 from aimnet2mult.engine.pair_results import PairSum
+from aimnet2mult.engine.team import in_parts
 from aimnet2mult.physics.damping import DampingParameters
 from aimnet2mult.units import ANGSTROM_PER_BOHR, BOHR_PER_ANGSTROM, EV_PER_HARTREE
 
@@ -114,13 +115,7 @@ class Dispersion:
             )
         reach = max(self._energy.cutoff, self._count.cutoff)
         clusters = make_clusters(coord * BOHR_PER_ANGSTROM, kinds, cell * BOHR_PER_ANGSTROM, reach)
-        cn = sum_counts(clusters, self._parameters, self._n_kinds, self._count)
-        weights = self._weights(len(cn))
-        weigh_references(clusters, cn, self._references, weights)
-        sums = sum_energies(clusters, self._parameters, self._n_kinds, self._energy, self._references, weights)
-        if gradient:
-            by_cn = sums.atoms.reshape(-1, N_SUMS, SIZE)[:, BY_CN].astype(np.float32).ravel()
-            sum_count_gradients(clusters, self._parameters, self._n_kinds, self._count, by_cn, sums)
+        sums = self._sums(clusters, gradient)
         by_coord = np.empty_like(coord)
         energy, virial = collect(clusters, sums, by_coord)
         return PairSum(
@@ -128,6 +123,20 @@ class Dispersion:
             by_coord * (EV_PER_HARTREE / ANGSTROM_PER_BOHR),
             0.5 * (virial + virial.T) * EV_PER_HARTREE,
         )
+
+    def _sums(self, clusters: Clusters, gradient: bool) -> PairSums:
+        n_parts, pairs = count_parts(clusters), (clusters, self._parameters, self._n_kinds)
+        counts = in_parts(lambda part: sum_counts(*pairs, self._count, part, n_parts), n_parts)
+        cn = sum(counts[1:], counts[0])
+        weights = self._weights(len(cn))
+        in_parts(lambda part: weigh_references(clusters, cn, self._references, weights, part, n_parts), n_parts)
+        known = (self._energy, self._references, weights)
+        sums: list[PairSums] = in_parts(lambda part: sum_energies(*pairs, *known, part, n_parts), n_parts)
+        if gradient:
+            rows = sum(one.atoms.reshape(-1, N_SUMS, SIZE)[:, BY_CN] for one in sums)
+            by_cn = np.asarray(rows, dtype=np.float32).ravel()
+            in_parts(lambda part: sum_count_gradients(*pairs, self._count, by_cn, sums[part], part, n_parts), n_parts)
+        return added(sums)
 
     def _weights(self, n_places: int) -> Weights:
         """Room for the weights in so many places of clusters."""

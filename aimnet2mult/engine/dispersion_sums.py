@@ -1,6 +1,7 @@
 """D3(BJ) of one structure from clusters of its atoms; formulas of `aimnet2mult.physics.d3`, atomic units.
 
-Pairs of two clusters are met once, those of a cluster with itself and its images twice.
+Pairs of two clusters are met once, those of a cluster with itself and its images twice. Each function does the work of
+every `n_parts`-th cluster from number `part` on, as the second of a pair.
 """
 
 from __future__ import annotations
@@ -70,14 +71,14 @@ def _end(reach: Range) -> Singles:
 
 
 @compiled
-def sum_counts(clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range) -> Reals:
+def sum_counts(clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range, part: int, n_parts: int) -> Reals:
     """Coordination numbers (K * 16,); `parameters` (S * S * 5,) of `dispersion_blocks`."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
     real, n_clusters = clusters.real, clusters.filled.shape[0]
     columns = np.empty(3 * SIZE, dtype=np.float32)
     end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
     sums = np.zeros(n_clusters * SIZE)
-    for second in range(n_clusters):
+    for second in range(part, n_clusters, n_parts):
         for first in range(second + 1):
             pair, n = clusters.kind[first] * n_kinds + clusters.kind[second], clusters.filled[first]
             for t in range(shifts.shape[0] // 3):
@@ -96,15 +97,16 @@ def sum_counts(clusters: Clusters, parameters: Singles, n_kinds: int, reach: Ran
 
 @compiled
 def sum_count_gradients(
-    clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range, weights: Singles, sums: PairSums
-) -> None:
+    clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range, weights: Singles, sums: PairSums, part: int,
+    n_parts: int,
+) -> None:  # fmt: skip
     """Add gradients that come from coordination numbers with the `weights` dE/dCN (K * 16,) to `sums`."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
     real, n_clusters, n_shifts = clusters.real, clusters.filled.shape[0], clusters.shifts.shape[0] // 3
     columns = np.empty(3 * SIZE, dtype=np.float32)
     end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
     to, by_shift = sums.atoms, sums.translations
-    for second in range(n_clusters):
+    for second in range(part, n_clusters, n_parts):
         for first in range(second + 1):
             pair, n = clusters.kind[first] * n_kinds + clusters.kind[second], clusters.filled[first]
             for t in range(n_shifts):
@@ -127,11 +129,13 @@ def sum_count_gradients(
 
 
 @compiled
-def weigh_references(clusters: Clusters, cn: Reals, references: References, weights: Weights) -> None:
+def weigh_references(
+    clusters: Clusters, cn: Reals, references: References, weights: Weights, part: int, n_parts: int
+) -> None:
     """Fill `weights` at the coordination numbers `cn` (K * 16,)."""
     n_references = references.cn.shape[0]
     most = weights.of_own.shape[0] // cn.shape[0]
-    for c in range(clusters.filled.shape[0]):
+    for c in range(part, clusters.filled.shape[0], n_parts):
         begin, end = references.begin[clusters.kind[c]], references.begin[clusters.kind[c] + 1]
         for lane in range(SIZE):
             atom = c * SIZE + lane
@@ -160,8 +164,9 @@ def weigh_references(clusters: Clusters, cn: Reals, references: References, weig
 
 @compiled
 def sum_energies(
-    clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range, references: References, weights: Weights
-) -> PairSums:
+    clusters: Clusters, parameters: Singles, n_kinds: int, reach: Range, references: References, weights: Weights,
+    part: int, n_parts: int,
+) -> PairSums:  # fmt: skip
     """Energies, derivatives by coordination numbers and gradients at fixed C6: five sums of each atom."""
     coord, low, high, own, shifts = clusters.coord, clusters.low, clusters.high, clusters.own, clusters.shifts
     real, n_clusters, n_shifts = clusters.real, clusters.filled.shape[0], clusters.shifts.shape[0] // 3
@@ -171,7 +176,7 @@ def sum_energies(
     end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
     sums = PairSums(np.zeros(n_clusters * N_SUMS * SIZE), np.zeros(2 * n_shifts * 3))
     to, by_shift = sums.atoms, sums.translations
-    for second in range(n_clusters):
+    for second in range(part, n_clusters, n_parts):
         kind = clusters.kind[second]
         begin, many = references.begin[kind], references.begin[kind + 1] - references.begin[kind]
         for first in range(second + 1):

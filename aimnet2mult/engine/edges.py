@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from aimnet2mult.engine.edge_kernels import cell_edges, molecule_edges, sum_over_edges
 from aimnet2mult.engine.records import Edges
-from aimnet2mult.physics.lattice import complete_cell
+from aimnet2mult.physics.lattice import complete_cell, mapped
 
 # Atoms of a molecule. Up to here looking at all pairs is quicker than sorting atoms into bins.
 ALL_PAIRS_UP_TO: Final = 1000
@@ -56,14 +56,16 @@ def find_edges(coord: NDArray[np.float64], cell: NDArray[np.float64], cutoff: fl
     periodic: NDArray[np.bool_] = np.any(cell, axis=1)
     box = complete_cell(cell)
     inverse = np.linalg.inv(box)
-    fraction = coord @ inverse
+    fraction = mapped(coord, inverse)
     home = np.where(periodic, np.floor(fraction), 0.0)
     fraction -= np.where(periodic, home, fraction.min(axis=0))
     extent = np.where(periodic, 1.0, fraction.max(axis=0))
     n_bins, reach = _bins(extent / np.linalg.norm(inverse, axis=0), periodic, cutoff, len(coord))
     scale = n_bins / np.where(extent > 0.0, extent, 1.0)
     bins = np.minimum((fraction * scale).astype(np.int64), n_bins - 1)
-    *arrays, first, second, square, step = cell_edges(coord - home @ box, box, periodic, bins, n_bins, reach, cutoff)
+    *arrays, first, second, square, step = cell_edges(
+        coord - mapped(home, box), box, periodic, bins, n_bins, reach, cutoff
+    )
     shift = step + (home[first] - home[second]).astype(np.int64)
     return FoundEdges(Edges(*arrays), NearestImages(int(first), int(second), float(square), shift))
 

@@ -43,7 +43,6 @@ class NetworkEngine:
     ) -> None:
         self._network = network_weights(settings, state, centres, exponent)
         self._pool = Pool(self._network)
-        self._n_features = settings.aim_size
         self._no_charges = np.zeros((0, settings.num_charge_channels))
 
     def forward(self, systems: FlatSystems, edges: Edges) -> Forward:
@@ -74,7 +73,7 @@ class NetworkEngine:
 
         run_together(compute, n_threads)
         charges, width = workspace.arrays.charges[:n_atoms].copy(), self._network.last_width
-        features = workspace.arrays.features[: n_atoms * width].reshape(n_atoms, width)[:, : self._n_features]
+        features = workspace.arrays.features[: n_atoms * width].reshape(n_atoms, width)
         return Forward(energy, charges, features, systems, edges, workspace)
 
     def backward(self, forward: Forward, d_charges: NDArray[np.float64] | None) -> NDArray[np.float64]:

@@ -15,9 +15,11 @@ from aimnet2mult.configs.model import ModelConfig
 from aimnet2mult.engine.coulomb import Coulomb
 from aimnet2mult.engine.dispersion import Dispersion, ElementTables
 from aimnet2mult.engine.dispersion_sums import Range
+from aimnet2mult.engine.distances import make_whitening, squared_distances
 from aimnet2mult.engine.edges import derivatives, find_edges
 from aimnet2mult.engine.engine import NetworkEngine
 from aimnet2mult.engine.exercise_training import environments, perceptrons, products
+from aimnet2mult.engine.reciprocal import reciprocal_sum
 from aimnet2mult.engine.records import FlatSystems
 from aimnet2mult.engine.warmup import EVALUATION, TRAINING
 from aimnet2mult.models.network import MultiFidelityNetwork
@@ -63,8 +65,10 @@ def _dispersion() -> None:
 
 
 def _coulomb() -> None:
+    coord = np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     for method in ("simple", "dsf"):
-        Coulomb(method, 4.0, 0.2, 8.0)(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]), np.ones(2), np.zeros((3, 3)))
+        Coulomb(method, 4.0, 0.2, 8.0)(coord, np.ones(2), np.zeros((3, 3)))
+    reciprocal_sum(coord, np.ones(2), 5.0 * np.eye(3), 0.5, 3.0)
 
 
 def _network(gradient: bool) -> None:
@@ -76,6 +80,8 @@ def _network(gradient: bool) -> None:
     systems = FlatSystems(np.array([8, 1, 1]), np.array([0, 3]), np.zeros(1), np.ones(1))
     edges, _ = find_edges(np.array([[0.0, 0.0, 0.1], [0.0, 0.8, 0.7], [0.0, -0.8, 0.7]]), np.zeros((3, 3)), 5.0)
     forward = engine.forward(systems, edges)
+    whitening = make_whitening(np.zeros((1, 8), np.float32), np.eye(8, dtype=np.float32)[None])
+    squared_distances(forward.features, np.zeros(3, np.int64), whitening)
     if gradient:
         engine.backward(forward, np.zeros_like(forward.charges))
 

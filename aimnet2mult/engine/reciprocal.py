@@ -1,4 +1,4 @@
-"""The reciprocal-space part of Ewald sums, with derivatives, by matrix products; see `aimnet2mult.physics.ewald`."""
+"""The reciprocal-space part of Ewald sums, with derivatives; see `aimnet2mult.physics.ewald`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from aimnet2mult.engine.team import in_parts
+from aimnet2mult.engine.waves import Phases, Waves, sum_waves
+from aimnet2mult.physics.lattice import mapped
+
 Array = NDArray[np.float64]
-Waves = NDArray[np.complex128]
-_MOST_PHASES: Final = 1_000_000  # (row of wave vectors, atom) pairs that are worked on at a time
+# products of a row of wave vectors, an atom and a phase along the row: what a thread is worth starting for
+_LEAST_WORK: Final = 200_000
+_MOST_PARTS: Final = 16
 
 
 class WaveSum(NamedTuple):
@@ -41,28 +46,40 @@ def reciprocal_sum(coord: Array, charges: Array, cell: Array, alpha: float, k_ma
     k_max
         1/Å, of the wave vectors that count; some longer ones count too.
     """
+    waves = _waves(coord, cell, alpha, k_max)
+    work = waves.rows.shape[0] * waves.last.cosine.size
+    # of the system only, so that results do not depend on the number of threads
+    n_parts = min(_MOST_PARTS, max(1, work // _LEAST_WORK))
+    found = in_parts(lambda part: sum_waves(waves, charges, part, n_parts), n_parts)
+    by_atom, totals = sum(one.by_atom for one in found), sum(one.totals for one in found)
+    energy, xx, yy, zz, yz, xz, xy = totals
+    # k shrinks and V grows with the strain
+    virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]) - energy * np.eye(3)
+    # the derivative of |S|^2 by r_i is -2 q_i k Im(S* exp(i k r_i)), by q_i 2 Re(S* exp(i k r_i))
+    gradient = -2.0 * charges[:, None] * mapped(by_atom[1:].T, waves.reciprocal)
+    return WaveSum(float(energy), gradient, virial, by_atom[0])
+
+
+def _waves(coord: Array, cell: Array, alpha: float, k_max: float) -> Waves:
     counts = (k_max * np.linalg.norm(cell, axis=1) / (2.0 * math.pi)).astype(np.int64)
     order = np.argsort(counts, kind="stable")  # the axis with most wave vectors last
-    reciprocal = np.asarray(2.0 * math.pi * np.linalg.inv(cell).T[order], dtype=np.float64)
-    rows, last = _rows(counts[order], reciprocal, k_max), int(counts[order[2]])
-    powers = [_powers(coord @ (reciprocal[axis] / (2.0 * math.pi)), int(counts[order[axis]])) for axis in range(3)]
-    total = WaveSum(0.0, np.zeros_like(coord), np.zeros((3, 3)), np.zeros_like(charges))
-    volume = abs(float(np.linalg.det(cell)))
-    chunk = max(1, _MOST_PHASES // len(coord))
-    for start in range(0, len(rows), chunk):
-        part = _chunk(rows[start : start + chunk], last, powers, charges, reciprocal, alpha, volume)
-        total = WaveSum(
-            total.energy + part.energy,
-            total.gradient + part.gradient,
-            total.virial + part.virial,
-            total.by_charge + part.by_charge,
-        )
-    return total
+    reciprocal = np.ascontiguousarray(2.0 * math.pi * np.linalg.inv(cell).T[order])
+    first, second, last = (int(count) for count in counts[order])
+    fraction = [mapped(coord, vector / (2.0 * math.pi)) for vector in reciprocal]
+    return Waves(
+        _rows(first, second, reciprocal, k_max),
+        reciprocal,
+        _phases(fraction[0], 0, first),
+        _phases(fraction[1], second, second),
+        _phases(fraction[2], 0, last + 1 - last % 2),
+        alpha,
+        abs(float(np.linalg.det(cell))),
+    )
 
 
-def _rows(counts: NDArray[np.int64], reciprocal: Array, k_max: float) -> NDArray[np.int64]:
+def _rows(first: int, second: int, reciprocal: Array, k_max: float) -> NDArray[np.int64]:
     """First two integers (R, 2) of half the rows that reach into the sphere; a row and its opposite are the same."""
-    a, b = np.meshgrid(np.arange(counts[0] + 1), np.arange(-counts[1], counts[1] + 1), indexing="ij")
+    a, b = np.meshgrid(np.arange(first + 1), np.arange(-second, second + 1), indexing="ij")
     rows = np.stack([a.ravel(), b.ravel()], axis=1)
     rows = rows[(rows[:, 0] > 0) | (rows[:, 1] >= 0)]
     along = reciprocal[2] / np.linalg.norm(reciprocal[2])
@@ -71,43 +88,10 @@ def _rows(counts: NDArray[np.int64], reciprocal: Array, k_max: float) -> NDArray
     return rows[np.einsum("rc,rc->r", across, across) <= k_max * k_max]
 
 
-def _powers(fraction: Array, last: int) -> Waves:
-    """exp(2 pi i m f) of fractional coordinates (n,) for m from -last to last: (2 last + 1, n)."""
+def _phases(fraction: Array, before: int, after: int) -> Phases:
+    """exp(2 pi i m f) of fractional coordinates (n,) for m from -before (at most `after`) to `after`."""
     angle = 2.0 * math.pi * (fraction - np.floor(fraction))
-    up = np.ones((last + 1, len(fraction)), dtype=np.complex128)
-    np.cumprod(np.broadcast_to(np.exp(1j * angle), (last, len(fraction))), axis=0, out=up[1:])
-    return np.concatenate([up[:0:-1].conj(), up])
-
-
-def _chunk(
-    rows: NDArray[np.int64],
-    last: int,
-    powers: list[Waves],
-    charges: Array,
-    reciprocal: Array,
-    alpha: float,
-    volume: float,
-) -> WaveSum:
-    """The sum over the wave vectors of some rows and their opposites."""
-    m = np.arange(-last, last + 1)
-    first, second = (powers[axis][rows[:, axis] + len(powers[axis]) // 2] for axis in range(2))
-    across, along = first * second, powers[2]
-    k = (rows @ reciprocal[:2])[:, None] + m[:, None] * reciprocal[2]
-    square = np.einsum("rmc,rmc->rm", k, k)
-    zero = square == 0.0
-    safe = np.where(zero, 1.0, square)
-    weight = np.where(zero, 0.0, np.exp(safe * (-0.25 / alpha**2)) / safe * (4.0 * math.pi / volume))
-    weight[~rows.any(axis=1)] *= 0.5  # the row through the origin holds its own opposites
-    structure = across @ (along * charges).T
-    weighted = weight * structure.conj()
-    energies = (weighted * structure).real
-    # d|S|^2 by q_i is 2 Re(S* exp(i k r_i)), by r_i -2 q_i k Im(S* exp(i k r_i))
-    back = [across.T @ (weighted * factor) for factor in (1.0, rows[:, :1], rows[:, 1:])]
-    by_charge = 2.0 * (back[0] * along.T).real.sum(axis=1)
-    slopes = [(back[1] * along.T).imag.sum(axis=1), (back[2] * along.T).imag.sum(axis=1)]
-    slopes.append((back[0] * along.T).imag @ m)
-    gradient = -2.0 * charges[:, None] * (np.stack(slopes, axis=1) @ reciprocal)
-    # k shrinks and V grows with the strain
-    pressure = np.where(zero, 0.0, energies * (2.0 / safe + 0.5 / alpha**2))
-    virial = np.einsum("rm,rmc,rmd->cd", pressure, k, k) - energies.sum() * np.eye(3)
-    return WaveSum(float(energies.sum()), gradient, virial, by_charge)
+    up = np.ones((after + 1, len(fraction)), dtype=np.complex128)
+    np.cumprod(np.broadcast_to(np.exp(1j * angle), (after, len(fraction))), axis=0, out=up[1:])
+    both = np.concatenate([up[before:0:-1].conj(), up])
+    return Phases(np.ascontiguousarray(both.real), np.ascontiguousarray(both.imag), before)

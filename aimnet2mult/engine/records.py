@@ -37,7 +37,7 @@ class Forward(NamedTuple):
 
     energy: NDArray[np.float64]  # (B,) eV: energy head and atomic shifts; without self-atomic energies and pair terms
     charges: NDArray[np.float64]  # (n, C) e of the output head
-    features: NDArray[np.float32]  # (n, A) that the heads read; part of the workspace
+    features: NDArray[np.float32]  # (n, W): A that the heads read, in rows of a multiple of 16; part of the workspace
     systems: FlatSystems
     edges: Edges
     workspace: Workspace  # intermediate results; lent from the engine while this record lives

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import count
 from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -24,6 +26,7 @@ _SIZE: Final = 0
 _FIRST: Final = 8
 # more are not used: every pass has four phases at most, and there are at most 16 passes
 _PHASES: Final = 80
+_Result = TypeVar("_Result")
 # tells the system that this thread has nothing to do just now
 _pause = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
@@ -72,12 +75,7 @@ def run_together(function: Callable[[I64, int], None], n_threads: int) -> None:
     helpers = [Thread(target=function, args=(team, rank), daemon=True) for rank in range(1, n_threads)]
     started: list[Thread] = []
     try:
-        for helper in helpers:
-            helper.start()
-            started.append(helper)
-    except RuntimeError:
-        pass  # no more threads to be had
-    try:
+        _start(helpers, started)
         team[_SIZE] = 1 + len(started)
         function(team, 0)
     except BaseException:
@@ -86,3 +84,40 @@ def run_together(function: Callable[[I64, int], None], n_threads: int) -> None:
     finally:
         for helper in started:
             helper.join()
+
+
+def _start(helpers: Sequence[Thread], started: list[Thread]) -> None:
+    """Start threads as long as there are more to be had, and list those that have been."""
+    try:
+        for helper in helpers:
+            helper.start()
+            started.append(helper)
+    except RuntimeError:
+        pass
+
+
+def in_parts(function: Callable[[int], _Result], n_parts: int) -> list[_Result]:
+    """``[function(part) for part in range(n_parts)]`` in as many threads as PyTorch uses, or as there can be.
+
+    The function is compiled, and does not wait for other parts. What it raises in one of the threads is raised here.
+    """
+    numbers = count()
+    found: dict[int, _Result] = {}
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while (number := next(numbers)) < n_parts:
+                found[number] = function(number)
+        except BaseException as error:
+            failures.append(error)
+
+    helpers = [Thread(target=work, daemon=True) for _ in range(min(torch.get_num_threads(), n_parts) - 1)]
+    started: list[Thread] = []
+    _start(helpers, started)
+    work()
+    for helper in started:
+        helper.join()
+    if failures:
+        raise failures[0]
+    return [found[number] for number in range(n_parts)]

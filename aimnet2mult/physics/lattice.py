@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+def mapped(rows: NDArray[np.floating[Any]], matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """``rows @ matrix`` of rows (n, k) and a matrix (k, m) or a vector (k,), without BLAS.
+
+    The threads of BLAS, once woken by a large product, go on spinning for a while on the cores that others compute on.
+    """
+    return np.einsum("nc,c...->n...", rows, matrix)
 
 
 def complete_cell(cell: NDArray[np.float64]) -> NDArray[np.float64]:
