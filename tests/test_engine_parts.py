@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ import pytest
 import torch
 from ase import Atoms
 from crystals import crystal, water_box
+from hypothesis import given
+from hypothesis import strategies as st
 from test_engine_pairs import PBE0, charges_of, compiled
 
 pytest.importorskip("numba", reason="the engine needs the optional package numba")
@@ -22,8 +25,10 @@ pytest.importorskip("numba", reason="the engine needs the optional package numba
 from aimnet2mult.configs.model import CoulombSettings
 from aimnet2mult.engine import clusters, reciprocal
 from aimnet2mult.engine.distances import make_whitening, squared_distances
+from aimnet2mult.engine.forward import count_blocks
 from aimnet2mult.engine.reciprocal import reciprocal_sum
 from aimnet2mult.engine.team import in_parts
+from aimnet2mult.engine.workspace import MAX_ROWS
 from aimnet2mult.models.coulomb import LRCoulomb
 from aimnet2mult.models.dispersion import D3BJ
 from aimnet2mult.models.novelty import Novelty, NoveltyStatistics
@@ -55,6 +60,21 @@ def test_errors_of_parts_are_raised(bad: int) -> None:
 
     with pytest.raises(MemoryError, match=f"part {bad}"):
         in_parts(work, 6)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_parts_that_are_left_are_not_done_after_an_error() -> None:
+    done = []
+
+    def work(part: int) -> None:
+        done.append(part)
+        if part == 0:
+            raise MemoryError
+        time.sleep(0.05)
+
+    with pytest.raises(MemoryError):
+        in_parts(work, 50)
+    assert len(done) < 5
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -94,6 +114,7 @@ def molecules() -> Atoms:
     return atoms
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", list(pair_terms()))
 def test_pair_sums_in_parts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     term = pair_terms()[name]
@@ -108,11 +129,8 @@ def test_pair_sums_in_parts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         monkeypatch.setattr(f"aimnet2mult.engine.{module}.count_parts", count_parts)
     divided = evaluated(term, atoms)
     assert parts[0] > 1
-    torch.set_num_threads(2)
-    try:
+    with one_thread():
         again = evaluated(term, atoms)
-    finally:
-        torch.set_num_threads(1)
     monkeypatch.setattr(clusters, "_MOST_PARTS", 1)
     monkeypatch.setattr(reciprocal, "_MOST_PARTS", 1)
     whole = evaluated(term, atoms)
@@ -224,7 +242,7 @@ def test_threads_of_blas_sleep() -> None:
         pytest.skip("BLAS has threads only where there are two cores")
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, str(Path(__file__).parent)],
-        env={key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"},
+        env={key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")},
         capture_output=True,
         text=True,
         check=True,
@@ -233,3 +251,13 @@ def test_threads_of_blas_sleep() -> None:
     awake, used = map(int, done.stdout.split())
     assert awake > 0
     assert used == 0
+
+
+@given(n_atoms=st.integers(1, 20_000), n_threads=st.integers(1, 64))
+def test_blocks_fit_into_the_memory_of_a_thread(n_atoms: int, n_threads: int) -> None:
+    count: Any = count_blocks
+    n_blocks = count.py_func(n_atoms, n_threads)
+    ends = np.arange(n_blocks + 1) * n_atoms // n_blocks
+    assert 0 <= np.diff(ends).min() <= np.diff(ends).max() <= MAX_ROWS
+    assert n_blocks % n_threads == 0
+    assert count.py_func(n_atoms, -1) == 0  # threads that were started before the work was given up

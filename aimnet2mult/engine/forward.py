@@ -43,7 +43,9 @@ def compute_energies(
 
 @part
 def count_blocks(n_atoms: int, n_threads: int) -> int:
-    """Blocks of at most `MAX_ROWS` atoms, as many for each thread."""
+    """Blocks of at most `MAX_ROWS` atoms, as many for each thread; none if the work was given up."""
+    if n_threads < 0:
+        return 0
     return n_threads * ((n_atoms + n_threads * MAX_ROWS - 1) // (n_threads * MAX_ROWS))
 
 

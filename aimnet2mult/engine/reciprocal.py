@@ -83,8 +83,8 @@ def _rows(first: int, second: int, reciprocal: Array, k_max: float) -> NDArray[n
     rows = np.stack([a.ravel(), b.ravel()], axis=1)
     rows = rows[(rows[:, 0] > 0) | (rows[:, 1] >= 0)]
     along = reciprocal[2] / np.linalg.norm(reciprocal[2])
-    middle = rows @ reciprocal[:2]
-    across = middle - np.outer(middle @ along, along)
+    middle = mapped(rows, reciprocal[:2])
+    across = middle - np.outer(mapped(middle, along), along)
     return rows[np.einsum("rc,rc->r", across, across) <= k_max * k_max]
 
 

@@ -107,7 +107,7 @@ def in_parts(function: Callable[[int], _Result], n_parts: int) -> list[_Result]:
 
     def work() -> None:
         try:
-            while (number := next(numbers)) < n_parts:
+            while not failures and (number := next(numbers)) < n_parts:
                 found[number] = function(number)
         except BaseException as error:
             failures.append(error)

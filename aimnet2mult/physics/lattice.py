@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def mapped(rows: NDArray[np.floating[Any]], matrix: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def mapped(rows: NDArray[np.number[Any]], matrix: NDArray[np.number[Any]]) -> NDArray[np.float64]:
     """``rows @ matrix`` of rows (n, k) and a matrix (k, m) or a vector (k,), without BLAS.
 
     The threads of BLAS, once woken by a large product, go on spinning for a while on the cores that others compute on.
