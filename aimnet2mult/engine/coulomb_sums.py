@@ -1,7 +1,7 @@
 """PairSums over pairs of point charges from clusters of atoms; formulas of `aimnet2mult.physics.coulomb`.
 
 Pairs of two clusters are met once, those of a cluster with itself and its images twice. Each function does the work of
-every `n_parts`-th cluster from number `part` on, as the second of a pair.
+every `n_parts`-th cluster as the second of a pair, down from number `part` of the last ones, which have most partners.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def sum_bare(
     columns = np.empty(3 * SIZE, dtype=np.float32)
     sums = PairSums(np.zeros(n_clusters * _N_SUMS * SIZE), np.zeros(6))
     to, by_shift = sums.atoms, sums.translations
-    for second in range(part, n_clusters, n_parts):
+    for second in range(n_clusters - 1 - part, -1, -n_parts):
         for first in range(second + 1):
             n = clusters.filled[first]
             nearest, _ = box_distances(low, high, shifts, first, second, 0)
@@ -132,7 +132,7 @@ def sum_screened(
     columns = np.empty(3 * SIZE, dtype=np.float32)
     sums = PairSums(np.zeros(n_clusters * _N_SUMS * SIZE), np.zeros(2 * n_shifts * 3))
     to, by_shift, reach = sums.atoms, sums.translations, max(near, cutoff)
-    for second in range(part, n_clusters, n_parts):
+    for second in range(n_clusters - 1 - part, -1, -n_parts):
         for first in range(second + 1):
             n = clusters.filled[first]
             for t in range(n_shifts):

@@ -1,7 +1,7 @@
 """D3(BJ) of one structure from clusters of its atoms; formulas of `aimnet2mult.physics.d3`, atomic units.
 
 Pairs of two clusters are met once, those of a cluster with itself and its images twice. Each function does the work of
-every `n_parts`-th cluster from number `part` on, as the second of a pair.
+every `n_parts`-th cluster as the second of a pair, down from number `part` of the last ones, which have most partners.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def sum_counts(clusters: Clusters, parameters: Singles, n_kinds: int, reach: Ran
     columns = np.empty(3 * SIZE, dtype=np.float32)
     end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
     sums = np.zeros(n_clusters * SIZE)
-    for second in range(part, n_clusters, n_parts):
+    for second in range(n_clusters - 1 - part, -1, -n_parts):
         for first in range(second + 1):
             pair, n = clusters.kind[first] * n_kinds + clusters.kind[second], clusters.filled[first]
             for t in range(shifts.shape[0] // 3):
@@ -106,7 +106,7 @@ def sum_count_gradients(
     columns = np.empty(3 * SIZE, dtype=np.float32)
     end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
     to, by_shift = sums.atoms, sums.translations
-    for second in range(part, n_clusters, n_parts):
+    for second in range(n_clusters - 1 - part, -1, -n_parts):
         for first in range(second + 1):
             pair, n = clusters.kind[first] * n_kinds + clusters.kind[second], clusters.filled[first]
             for t in range(n_shifts):
@@ -176,7 +176,7 @@ def sum_energies(
     end, plain = _end(reach), (reach.cutoff - reach.width) ** 2
     sums = PairSums(np.zeros(n_clusters * N_SUMS * SIZE), np.zeros(2 * n_shifts * 3))
     to, by_shift = sums.atoms, sums.translations
-    for second in range(part, n_clusters, n_parts):
+    for second in range(n_clusters - 1 - part, -1, -n_parts):
         kind = clusters.kind[second]
         begin, many = references.begin[kind], references.begin[kind + 1] - references.begin[kind]
         for first in range(second + 1):
