@@ -23,7 +23,7 @@ from test_engine_pairs import PBE0, charges_of, compiled
 pytest.importorskip("numba", reason="the engine needs the optional package numba")
 
 from aimnet2mult.configs.model import CoulombSettings
-from aimnet2mult.engine import clusters, reciprocal
+from aimnet2mult.engine import clusters, team
 from aimnet2mult.engine.distances import make_whitening, squared_distances
 from aimnet2mult.engine.forward import count_blocks
 from aimnet2mult.engine.reciprocal import reciprocal_sum
@@ -121,18 +121,17 @@ def test_pair_sums_in_parts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     atoms = molecules() if name == "simple" else water_box(64)
     parts: list[int] = []
 
-    def count_parts(found: clusters.Clusters) -> int:
-        parts.append(clusters.count_parts(found))
+    def parts_of(found: clusters.Clusters) -> int:
+        parts.append(clusters.parts_of(found))
         return parts[-1]
 
     for module in ("coulomb", "dispersion"):
-        monkeypatch.setattr(f"aimnet2mult.engine.{module}.count_parts", count_parts)
+        monkeypatch.setattr(f"aimnet2mult.engine.{module}.parts_of", parts_of)
     divided = evaluated(term, atoms)
     assert parts[0] > 1
     with one_thread():
         again = evaluated(term, atoms)
-    monkeypatch.setattr(clusters, "_MOST_PARTS", 1)
-    monkeypatch.setattr(reciprocal, "_MOST_PARTS", 1)
+    monkeypatch.setattr(team, "_MOST_PARTS", 1)
     whole = evaluated(term, atoms)
     assert parts[-1] == 1
     for one, other, third in zip(divided, whole, again, strict=True):

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aimnet2mult.engine.jit import compiled, part
+from aimnet2mult.engine.team import count_parts
 from aimnet2mult.physics.lattice import dual_vectors, mapped
 
 SIZE: Final = 16  # atoms of a cluster
@@ -22,7 +23,6 @@ _BIN: Final = 3.0  # Å or Bohr; atoms are put in the order of bins of this side
 _BITS: Final = 15  # of the number of a bin along each axis
 # pairs of clusters and their images: what a thread is worth starting for; most of them stand too far apart
 _PAIRS_OF_PART: Final = 2_000
-_MOST_PARTS: Final = 16
 
 Reals = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -79,11 +79,11 @@ def make_clusters(coord: Reals, kinds: Integers, cell: Reals, reach: float) -> C
     return Clusters(atom, filled, real, kind, places, low, high, own, shifts.ravel())
 
 
-def count_parts(clusters: Clusters) -> int:
-    """Into how many parts sums over pairs are divided: the same for any number of threads, so that results are."""
+def parts_of(clusters: Clusters) -> int:
+    """Into how many parts sums over pairs are divided."""
     n_clusters = len(clusters.filled)
     pairs = n_clusters * (n_clusters + 1) // 2 * (len(clusters.shifts) // 3)
-    return min(_MOST_PARTS, n_clusters, max(1, pairs // _PAIRS_OF_PART))
+    return min(n_clusters, count_parts(pairs, _PAIRS_OF_PART))
 
 
 def added(parts: Sequence[PairSums]) -> PairSums:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aimnet2mult.engine.clusters import Clusters, PairSums, added, count_parts, make_clusters
+from aimnet2mult.engine.clusters import Clusters, PairSums, added, make_clusters, parts_of
 from aimnet2mult.engine.coulomb_sums import collect_potentials, sum_bare, sum_screened
 from aimnet2mult.engine.pair_results import ChargeSum
 from aimnet2mult.engine.reciprocal import reciprocal_sum
@@ -59,7 +59,7 @@ class Coulomb:
             return self._ewald_sum(coord, charges, cell)
         clusters = _clusters(coord, cell, 0.0)
         known = (clusters, _by_cluster(clusters, charges), self._parameters(0.0, 0.0, 0.0, 0.0), self._short_range)
-        n_parts = count_parts(clusters)
+        n_parts = parts_of(clusters)
         sums = in_parts(lambda part: sum_bare(*known, part, n_parts), n_parts)
         return _collected(clusters, charges, added(sums))
 
@@ -89,7 +89,7 @@ class Coulomb:
         clusters = _clusters(coord, cell, max(cutoff, self._short_range))
         parameters = self._parameters(alpha, offset, slope, cutoff)
         known = (clusters, _by_cluster(clusters, charges), parameters, self._short_range, cutoff)
-        n_parts = count_parts(clusters)
+        n_parts = parts_of(clusters)
         sums = in_parts(lambda part: sum_screened(*known, part, n_parts), n_parts)
         return _collected(clusters, charges, added(sums))
 

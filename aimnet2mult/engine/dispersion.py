@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aimnet2mult.engine.clusters import SIZE, Clusters, PairSums, added, count_parts, make_clusters
+from aimnet2mult.engine.clusters import SIZE, Clusters, PairSums, added, make_clusters, parts_of
 from aimnet2mult.engine.dispersion_blocks import (
     BY_CN,
     CONTACT,
@@ -125,7 +125,7 @@ class Dispersion:
         )
 
     def _sums(self, clusters: Clusters, gradient: bool) -> PairSums:
-        n_parts, pairs = count_parts(clusters), (clusters, self._parameters, self._n_kinds)
+        n_parts, pairs = parts_of(clusters), (clusters, self._parameters, self._n_kinds)
         counts = in_parts(lambda part: sum_counts(*pairs, self._count, part, n_parts), n_parts)
         cn = sum(counts[1:], counts[0])
         weights = self._weights(len(cn))

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from aimnet2mult.engine.jit import F32, F64, I64, compiled
 from aimnet2mult.engine.matrix import multiply, pack
-from aimnet2mult.engine.team import in_parts
+from aimnet2mult.engine.team import count_parts, in_parts
 
 _ROWS: Final = 48  # atoms that are multiplied together
-_MOST_PARTS: Final = 16
 
 
 class Whitening(NamedTuple):
@@ -42,7 +41,7 @@ def squared_distances(features: F32, kinds: I64, whitening: Whitening) -> NDArra
     found = np.full(len(kinds), np.inf)
     order = np.argsort(kinds, kind="stable")
     begin = np.searchsorted(kinds[order], np.arange(len(whitening.mean) + 1))
-    n_parts = min(_MOST_PARTS, max(1, len(kinds) // (4 * _ROWS)))
+    n_parts = count_parts(len(kinds), 4 * _ROWS)
     in_parts(lambda part: _fill_squares(features, order, begin, whitening, part, n_parts, found), n_parts)
     return found
 

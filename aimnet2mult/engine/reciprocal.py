@@ -8,14 +8,13 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aimnet2mult.engine.team import in_parts
+from aimnet2mult.engine.team import count_parts, in_parts
 from aimnet2mult.engine.waves import Phases, Waves, sum_waves
 from aimnet2mult.physics.lattice import mapped
 
 Array = NDArray[np.float64]
 # products of a row of wave vectors, an atom and a phase along the row: what a thread is worth starting for
 _LEAST_WORK: Final = 200_000
-_MOST_PARTS: Final = 16
 
 
 class WaveSum(NamedTuple):
@@ -48,8 +47,7 @@ def reciprocal_sum(coord: Array, charges: Array, cell: Array, alpha: float, k_ma
     """
     waves = _waves(coord, cell, alpha, k_max)
     work = waves.rows.shape[0] * waves.last.cosine.size
-    # of the system only, so that results do not depend on the number of threads
-    n_parts = min(_MOST_PARTS, max(1, work // _LEAST_WORK))
+    n_parts = count_parts(work, _LEAST_WORK)
     found = in_parts(lambda part: sum_waves(waves, charges, part, n_parts), n_parts)
     by_atom, totals = sum(one.by_atom for one in found), sum(one.totals for one in found)
     energy, xx, yy, zz, yz, xz, xy = totals

@@ -26,6 +26,7 @@ _SIZE: Final = 0
 _FIRST: Final = 8
 # more are not used: every pass has four phases at most, and there are at most 16 passes
 _PHASES: Final = 80
+_MOST_PARTS: Final = 16  # each has sums of its own in memory
 _Result = TypeVar("_Result")
 # tells the system that this thread has nothing to do just now
 _pause = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
@@ -94,6 +95,14 @@ def _start(helpers: Sequence[Thread], started: list[Thread]) -> None:
             started.append(helper)
     except RuntimeError:
         pass
+
+
+def count_parts(work: int, least: int) -> int:
+    """Into how many parts to divide work, each of at least `least`: the same for any number of threads.
+
+    Sums are added up part by part: so results do not depend on the number of threads either.
+    """
+    return min(_MOST_PARTS, max(1, work // least))
 
 
 def in_parts(function: Callable[[int], _Result], n_parts: int) -> list[_Result]:
